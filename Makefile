@@ -1,0 +1,79 @@
+# `make demo` and `make test` work on a fresh checkout: they need git, make and Python 3.11+ with venv. They make
+# .venv from the hashes in requirements.lock; a stamp in it makes the next call start at once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell \
+	$(name) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $(name))))
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RUN_STAMP := $(VENV)/.run-stamp
+DEV_STAMP := $(VENV)/.dev-stamp
+
+# The least line coverage of vpmu, actors and cluster, in percent.
+COV_MIN ?= 0
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+UV_COMPILE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --group build --custom-compile-command 'make lock' $(LOCK_ARGS)
+DEMO_SCENARIO ?= examples/ftest/stat.toml
+DEMO_DESIGNS ?= legacy,optimized,native
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint format bench docs soak ftest-profile lock clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | awk '{n = $$1; $$1 = ""; printf "%-15s%s\n", n, $$0}'
+
+demo: $(RUN_STAMP) ## Run perf stat in a guest under both designs and natively; print one table
+	$(BIN)/vpmu run $(DEMO_SCENARIO) --design $(DEMO_DESIGNS)
+
+test: $(DEV_STAMP) ## Run the tests with coverage (PYTEST_ARGS, COV_MIN)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=$(COV_MIN)
+
+lint: $(DEV_STAMP) ## Check style and types: ruff check, ruff format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV_STAMP) ## Let ruff fix and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV_STAMP) ## Measure speed; writes bench.json (BENCH_ARGS)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: $(DEV_STAMP) ## Check the documentation: links, and that every key and command is described
+	$(BIN)/pytest tests/docs
+
+soak: $(DEV_STAMP) ## The long tests: whole scenarios in message mode, many random scenarios
+	VPMU_SOAK=1 $(BIN)/pytest -m soak $(PYTEST_ARGS)
+
+ftest-profile: ## Record examples/ftest's Callgrind profile anew (needs gcc and valgrind)
+	$(MAKE) -C examples/ftest callgrind
+
+lock: ## Resolve the dependencies anew (needs uv); LOCK_ARGS=--upgrade for newer versions
+	$(UV_COMPILE) -o requirements.lock
+	$(UV_COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove the environment and all that builds, tests and runs leave in the checkout
+	rm -rf $(VENV) build dist *.egg-info out bench.json .coverage .coverage.* htmlcov
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found (Debian: apt-get install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes --no-deps -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.lock requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $(RUN_STAMP) $@

@@ -1,0 +1,130 @@
+"""perf sessions inside a guest: when they start, read their counters, and stop (perf stat and perf record)."""
+
+import numpy as np
+
+from vpmu.kernels.columns import (
+    E_FLAGS,
+    E_SLOT,
+    E_STAMP,
+    E_STATE,
+    EVENT_ACTIVE,
+    EVENT_COLUMNS,
+    EVENT_OFF,
+    FLAG_PINNED,
+    G_CPU_HW,
+    G_INTERVAL_AT,
+    G_INTERVAL_SESSION,
+    G_NR_SESSIONS,
+    G_SESSIONS,
+    S_CONTEXT,
+    S_FIRST,
+    S_INTERVAL_NS,
+    S_INTERVALS,
+    S_NEXT_AT,
+    S_NR_EVENTS,
+    S_START_AT,
+    S_STATE,
+    S_STOP_AT,
+    S_THREAD,
+    SESSION_COLUMNS,
+    U_QUEUE,
+)
+from vpmu.kernels.integers import NEVER, U0, U1
+from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.perf.context import all_in, context_add, context_remove, event_init, event_out, reschedule
+from vpmu.kernels.perf.queue import OP_RDPMC, emit
+from vpmu.kernels.perf.schedule import pmu_disable, pmu_enable
+
+SESSION_WAITING = U64(0)
+SESSION_RUNNING = U64(1)
+SESSION_STOPPED = U64(2)
+
+_STRIDE = U64(SESSION_COLUMNS)
+_EVENT = U64(EVENT_COLUMNS)
+
+
+@kernel
+def session_timer(s: Arena, session: np.uint64) -> np.uint64:
+    """Return when a session has something to do next."""
+    state = s[session + S_STATE]
+    if state == SESSION_WAITING:
+        return s[session + S_START_AT]
+    if state == SESSION_RUNNING:
+        return min(s[session + S_NEXT_AT], s[session + S_STOP_AT])
+    return NEVER
+
+
+@kernel
+def next_session(s: Arena, g: np.uint64) -> None:
+    """Find the session that has something to do first."""
+    best = U0
+    at = NEVER
+    session = s[g + G_SESSIONS]
+    for _ in range(s[g + G_NR_SESSIONS]):
+        when = session_timer(s, session)
+        if when < at:
+            at = when
+            best = session
+        session += _STRIDE
+    s[g + G_INTERVAL_AT] = at
+    s[g + G_INTERVAL_SESSION] = best
+
+
+@kernel
+def session_step(s: Arena, g: np.uint64, now: np.uint64) -> None:
+    """Start, read or stop the session whose time has come."""
+    session = s[g + G_INTERVAL_SESSION]
+    if s[session + S_STATE] == SESSION_WAITING:
+        _start(s, g, session, now)
+    elif s[session + S_STOP_AT] <= now:
+        session_stop(s, g, session, now)
+    else:
+        session_read(s, g, session)
+        s[session + S_INTERVALS] += U1
+        s[session + S_NEXT_AT] += s[session + S_INTERVAL_NS]
+    next_session(s, g)
+
+
+@kernel
+def _start(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
+    s[session + S_STATE] = SESSION_RUNNING
+    if s[session + S_INTERVAL_NS] != U0:
+        s[session + S_NEXT_AT] = now + s[session + S_INTERVAL_NS]
+    e = s[session + S_FIRST]
+    pinned = False
+    for _ in range(s[session + S_NR_EVENTS]):
+        event_init(s, e)
+        context_add(s, s[session + S_CONTEXT], e)
+        pinned = pinned or s[e + E_FLAGS] & FLAG_PINNED != U0
+        s[e + E_STAMP] = now
+        e += _EVENT
+    if s[session + S_THREAD] == U0:
+        reschedule(s, g + G_CPU_HW, s[session + S_CONTEXT], pinned, now)
+
+
+@kernel
+def session_read(s: Arena, g: np.uint64, session: np.uint64) -> None:
+    """Emit the reads of a session's active events (perf_event_read())."""
+    e = s[session + S_FIRST]
+    for _ in range(s[session + S_NR_EVENTS]):
+        if s[e + E_STATE] == EVENT_ACTIVE:
+            emit(s, s[g + G_CPU_HW + U_QUEUE], OP_RDPMC, s[e + E_SLOT], e)
+        e += _EVENT
+
+
+@kernel
+def session_stop(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
+    """Close a session: its events leave their context, and others get their counters."""
+    s[session + S_STATE] = SESSION_STOPPED
+    c = s[session + S_CONTEXT]
+    u = g + G_CPU_HW
+    e = s[session + S_FIRST]
+    pmu_disable(s, u)
+    for _ in range(s[session + S_NR_EVENTS]):
+        if s[e + E_STATE] == EVENT_ACTIVE:
+            event_out(s, u, c, e, now)
+        context_remove(s, c, e)
+        s[e + E_STATE] = EVENT_OFF
+        e += _EVENT
+    all_in(s, u, now)
+    pmu_enable(s, u)

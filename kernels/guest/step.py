@@ -1,0 +1,313 @@
+"""What the guest does next: the one way in for physical CPUs, in the kernels and message by message alike."""
+
+import numpy as np
+
+from vpmu.kernels.columns import (
+    FIXED_SLOT,
+    G_ACCESSED_AT,
+    G_ACCESSES,
+    G_CPU_HW,
+    G_CURRENT,
+    G_FAULTS,
+    G_HASH,
+    G_ID,
+    G_IN_KERNEL,
+    G_KEPT,
+    G_LOG,
+    G_MICRO,
+    G_MICRO_EVENT,
+    G_NMI_QUEUE,
+    G_OPERATION,
+    G_QUEUE,
+    G_REGISTER,
+    G_RESCHED,
+    G_RUNNING,
+    G_SEQUENCE,
+    G_STREAM,
+    G_STREAM_LEFT,
+    G_TIMER_AT,
+    G_VALUE,
+    Q_COUNT,
+    R_ACCESSES,
+    R_LOG_CAPACITY,
+    R_LOG_COUNT,
+    TH_CURSOR,
+    TH_END,
+    TH_TYPE,
+)
+from vpmu.kernels.guest.code import run_code
+from vpmu.kernels.guest.driver import (
+    call,
+    deliver_nmi,
+    kernel_cycles,
+    switch_begin,
+    take_sample,
+    timer_interrupt,
+)
+from vpmu.kernels.guest.threads import THREAD_REPLAY, end_of_work
+from vpmu.kernels.guest.truth import truth_read, truth_write
+from vpmu.kernels.integers import U0, U1, U2, U8, U16
+from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.log import RECORD_ACCESS, head_word, keeps, log_record, mix
+from vpmu.kernels.msr import FIXED_CTR0, FULL_PMC0, PMC0, RDPMC_FIXED
+from vpmu.kernels.perf.interrupt import (
+    ACCESS_RDPMC,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    access_done,
+    access_of,
+    adjust_step,
+    overflow_step,
+)
+from vpmu.kernels.perf.queue import (
+    OP_CALL,
+    OP_KERNEL,
+    OP_LAST_ACCESS,
+    OP_NONE,
+    OP_OVERFLOW,
+    OP_READ_FIXED_CTRL,
+    pop,
+)
+from vpmu.kernels.program_layout import CUR_POS
+from vpmu.kernels.stats import ACTION_RDPMC, action_of_msr, record_action
+
+GUEST_ACCESS = U64(1)
+"""It executes an intercepted instruction: G_OPERATION, G_REGISTER, G_VALUE."""
+GUEST_RUN = U64(2)
+"""It has code to run."""
+GUEST_HALT = U64(3)
+"""It halts until G_TIMER_AT."""
+GUEST_OVERFLOW = U64(4)
+"""A watched counter has overflowed."""
+GUEST_LIMIT = U64(5)
+GUEST_DONE = U64(6)
+"""Its programs have finished."""
+
+REPLAY_WORDS = U64(3)
+"""Record of a replay stream: operation | register << 8, value, user-mode cycles before it."""
+
+_LOG_MARGIN = U64(128)
+
+
+@kernel
+def guest_poll(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> np.uint64:
+    """Advance the guest to its next access, or to code that takes time.
+
+    Parameters
+    ----------
+    s, log : uint64[n]
+        The arena and the log.
+    g : uint64
+        Offset of the guest row.
+    now : uint64, ns
+
+    Returns
+    -------
+    uint64
+        GUEST_ACCESS, GUEST_RUN, GUEST_HALT or GUEST_DONE.
+    """
+    while True:
+        if s[g + G_IN_KERNEL] != U0:
+            return GUEST_RUN
+        nmi = s[g + G_NMI_QUEUE + Q_COUNT] != U0
+        if nmi or s[g + G_QUEUE + Q_COUNT] != U0:
+            q = g + G_NMI_QUEUE if nmi else g + G_QUEUE
+            code, argument, value = pop(s, q)
+            if code <= OP_LAST_ACCESS:
+                _ask(s, g, code, argument, value, now)
+                return GUEST_ACCESS
+            _inline(s, log, g, code, argument, value, now)
+        elif s[g + G_TIMER_AT] <= now:
+            timer_interrupt(s, g, now)
+        elif s[g + G_RESCHED] != U0:
+            switch_begin(s, g, now)
+        elif s[g + G_RUNNING] == U0:
+            return GUEST_DONE
+        else:
+            thread = s[g + G_CURRENT]
+            if thread == U0:
+                return GUEST_HALT
+            if s[thread + TH_END] != s[thread + TH_CURSOR + CUR_POS]:
+                return GUEST_RUN
+            if s[thread + TH_TYPE] == THREAD_REPLAY and s[g + G_STREAM_LEFT] != U0:
+                if _next_record(s, g, thread, now):
+                    return GUEST_ACCESS
+            else:
+                end_of_work(s, g, now)
+
+
+@kernel
+def guest_resume(
+    s: Arena,
+    log: Arena,
+    g: np.uint64,
+    now: np.uint64,
+    complete: bool,
+    outcome: np.uint64,
+    value: np.uint64,
+    nmi: bool,
+) -> np.uint64:
+    """Enter the guest: hand it the result of its access, and an NMI; then as guest_poll()."""
+    if complete:
+        guest_complete(s, log, g, now, outcome, value)
+    if nmi:
+        deliver_nmi(s, log, g, now)
+    return guest_poll(s, log, g, now)
+
+
+@kernel
+def _ask(
+    s: Arena, g: np.uint64, code: np.uint64, argument: np.uint64, value: np.uint64, now: np.uint64
+) -> None:
+    operation, register, word = access_of(s, g + G_CPU_HW, code, argument, value, s[g + G_KEPT])
+    s[g + G_MICRO] = code
+    s[g + G_MICRO_EVENT] = value
+    s[g + G_OPERATION] = operation
+    s[g + G_REGISTER] = register
+    s[g + G_VALUE] = word
+    s[g + G_ACCESSED_AT] = now
+
+
+@kernel
+def _inline(
+    s: Arena, log: Arena, g: np.uint64, code: np.uint64, argument: np.uint64, value: np.uint64, now: np.uint64
+) -> None:
+    if code == OP_CALL:
+        call(s, log, g, argument, value, now)
+    elif code == OP_KERNEL:
+        s[g + G_IN_KERNEL] = kernel_cycles(s, g, value)
+    elif code == OP_OVERFLOW:
+        if overflow_step(s, g + G_CPU_HW, value, now):
+            take_sample(s, log, g, value, now)
+    else:
+        adjust_step(s, g + G_CPU_HW, argument, value)
+
+
+@kernel
+def _next_record(s: Arena, g: np.uint64, thread: np.uint64, now: np.uint64) -> bool:
+    """Take the next record of a replay stream; False if its gap of user code comes first."""
+    at = s[g + G_STREAM]
+    gap = s[at + U2]
+    if gap != U0 and s[g + G_KEPT] != at:
+        s[g + G_KEPT] = at
+        s[thread + TH_END] += gap
+        return False
+    word = s[at]
+    s[g + G_STREAM] = at + REPLAY_WORDS
+    s[g + G_STREAM_LEFT] -= U1
+    s[g + G_MICRO] = OP_NONE
+    s[g + G_OPERATION] = word & U64(0xFF)
+    s[g + G_REGISTER] = word >> U8
+    s[g + G_VALUE] = s[at + U1]
+    s[g + G_ACCESSED_AT] = now
+    return True
+
+
+@kernel
+def guest_go(
+    s: Arena, log: Arena, g: np.uint64, now: np.uint64, limit: np.uint64
+) -> tuple[np.uint64, np.uint64]:
+    """Run the guest until it needs its physical CPU, or to the limit.
+
+    The watch list (G_NWATCH, G_WATCH) says what is counted meanwhile and comes back with what was retired.
+
+    Parameters
+    ----------
+    s, log : uint64[n]
+        The arena and the log.
+    g : uint64
+        Offset of the guest row.
+    now, limit : uint64, ns
+
+    Returns
+    -------
+    (end, reason) : uint64 ns, uint64
+        Reason is one of the GUEST_ constants.
+    """
+    while True:
+        reason = guest_poll(s, log, g, now)
+        if reason != GUEST_RUN:
+            return now, reason
+        if now >= limit or s[R_LOG_COUNT] + _LOG_MARGIN > s[R_LOG_CAPACITY]:
+            return now, GUEST_LIMIT
+        until = limit
+        if s[g + G_IN_KERNEL] == U0:
+            until = min(limit, s[g + G_TIMER_AT])
+        now, overflowed = run_code(s, g, now, until)
+        if overflowed:
+            return now, GUEST_OVERFLOW
+
+
+@kernel
+def guest_complete(
+    s: Arena, log: Arena, g: np.uint64, now: np.uint64, outcome: np.uint64, value: np.uint64
+) -> None:
+    """Give the guest the result of its access.
+
+    Parameters
+    ----------
+    s, log : uint64[n]
+        The arena and the log.
+    g : uint64
+        Offset of the guest row.
+    now : uint64, ns
+        When the guest goes on.
+    outcome : uint64
+        OK or GP.
+    value : uint64
+        What was read.
+    """
+    operation = s[g + G_OPERATION]
+    register = s[g + G_REGISTER]
+    word = s[g + G_VALUE] if operation == ACCESS_WRITE else value
+    cost = now - s[g + G_ACCESSED_AT]
+    s[g + G_ACCESSES] += U1
+    s[R_ACCESSES] += U1
+    what = operation | (outcome << U8) | (register << U16)
+    s[g + G_HASH] = mix(s[g + G_HASH], now, what, word)
+    if s[R_LOG_CAPACITY] != U0 and keeps(s, RECORD_ACCESS) and s[g + G_LOG] != U0:
+        _log_access(s, log, g, outcome, word, cost)
+    if outcome != U0:
+        s[g + G_FAULTS] += U1
+    elif operation == ACCESS_WRITE:
+        truth_write(s, g, register, word)
+    else:
+        _compare(s, g, operation, register, value)
+    code = s[g + G_MICRO]
+    if code == OP_READ_FIXED_CTRL:
+        s[g + G_KEPT] = value
+    elif code != OP_NONE and operation != ACCESS_WRITE:
+        access_done(s, g + G_CPU_HW, code, s[g + G_MICRO_EVENT], value)
+    if operation == ACCESS_RDPMC:
+        record_action(s, ACTION_RDPMC, cost)
+    else:
+        record_action(s, action_of_msr(register, word, operation == ACCESS_WRITE), cost)
+
+
+@kernel
+def _compare(s: Arena, g: np.uint64, operation: np.uint64, register: np.uint64, value: np.uint64) -> None:
+    """Hold a counter that was read against the truth."""
+    if operation == ACCESS_RDPMC:
+        if register < U8:
+            truth_read(s, g, register, value)
+        else:
+            truth_read(s, g, FIXED_SLOT + (register - RDPMC_FIXED), value)
+    elif operation == ACCESS_READ:
+        if register - PMC0 < U8:
+            truth_read(s, g, register - PMC0, value)
+        elif register - FULL_PMC0 < U8:
+            truth_read(s, g, register - FULL_PMC0, value)
+        elif register - FIXED_CTR0 < U64(3):
+            truth_read(s, g, FIXED_SLOT + (register - FIXED_CTR0), value)
+
+
+@kernel
+def _log_access(
+    s: Arena, log: Arena, g: np.uint64, outcome: np.uint64, word: np.uint64, cost: np.uint64
+) -> None:
+    s[g + G_SEQUENCE] += U1
+    head = head_word(RECORD_ACCESS, outcome, s[g + G_OPERATION])
+    at = log_record(
+        s, log, head, s[g + G_ACCESSED_AT], s[g + G_ID], s[g + G_SEQUENCE], s[g + G_REGISTER], word
+    )
+    log[at + U64(6)] = cost

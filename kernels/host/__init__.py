@@ -1,0 +1,1 @@
+"""The host: its clock and interrupts, scheduler, perf events and the hardware reservation."""

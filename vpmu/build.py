@@ -1,0 +1,643 @@
+"""From a scenario to a machine: every row of the arena, filled in for one design."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vpmu.actors.machine import (
+    HostEntry,
+    Layout,
+    Machine,
+    PcpuEntry,
+    Region,
+    SessionEntry,
+    ThreadEntry,
+    VcpuEntry,
+    empty_log,
+)
+from vpmu.kernels import columns as col
+from vpmu.kernels.costs import COST_NAMES, encode_costs
+from vpmu.kernels.designs.registry import design_names, load_design
+from vpmu.kernels.events import KINDS_WORDS, derived_configs, encode_kinds
+from vpmu.kernels.guest.threads import RUNNABLE, SLEEPING, THREAD_PROGRAM, THREAD_SLEEPER, THREAD_SPIN, WAITING
+from vpmu.kernels.hardware import hw_reset
+from vpmu.kernels.host.scheduler import VCPU_HALTED, enqueue, set_wake
+from vpmu.kernels.integers import NEVER
+from vpmu.kernels.jit import U64
+from vpmu.kernels.log import RECORD_WORDS
+from vpmu.kernels.msr import (
+    EVENTSEL_INT,
+    EVENTSEL_OS,
+    EVENTSEL_USR,
+    FULL_PMC0,
+    LVT_MASKED,
+    PMC0,
+)
+from vpmu.kernels.program import program_start
+from vpmu.kernels.stats import ACTION_COLUMNS, ACTION_NAMES
+from vpmu.program import Program
+from vpmu.profile import Profile, load_profile
+from vpmu.scenario.events import event_groups
+
+if TYPE_CHECKING:
+    from vpmu.kernels.events import EventSpec
+    from vpmu.kernels.jit import Arena
+    from vpmu.scenario import Host, Scenario, Session, Thread, Tool, Vm
+
+SPIN: Final = "[spin]"
+"""Program of CPU-bound competitors and sleepers."""
+KERNEL: Final = "[kernel]"
+"""Program of kernel code, guest and host."""
+
+_RATE_ONE: Final = 1 << 28
+_BUS_KHZ: Final = 100_000
+_KHZ_PER_GHZ: Final = 1_000_000
+_SEC: Final = 1_000_000_000
+_NEVER: Final = int(NEVER)
+_GUEST_COSTS: Final = {
+    "guest_switch": col.G_COST_SWITCH,
+    "guest_tick": col.G_COST_TICK,
+    "guest_wakeup": col.G_COST_WAKEUP,
+    "guest_pmi": col.G_COST_PMI,
+    "guest_irq_entry": col.G_COST_IRQ,
+}
+_MAX_SAMPLE_RATE: Final = 100_000
+_SAMPLE_ALLOWED_NS: Final = 2_500
+_NATIVE: Final = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """A function of estimated rates, per instruction."""
+
+    name: str
+    share: Fraction
+    ipc: Fraction
+    rates: dict[str, Fraction] = field(default_factory=dict)
+
+
+def _estimate(name: str, ipc: str, branches: str, misses: str) -> Program:
+    """Return a program of one function with plausible rates: code that is not measured for itself."""
+    rates = {
+        "branches": Fraction(branches),
+        "branch_misses": Fraction(misses),
+        "cache_references": Fraction(misses) / 2,
+        "l1_dcache_loads": Fraction(1, 4),
+        "l1_dcache_stores": Fraction(1, 8),
+        "l1_dcache_load_misses": Fraction(misses) * 2,
+        "dtlb_load_misses": Fraction(misses) / 8,
+    }
+    return Program.from_functions(name, [_Rates(name, Fraction(1), Fraction(ipc), rates)], 2_800_000_000)
+
+
+@dataclass(slots=True)
+class _Placed:
+    """A vCPU to be built."""
+
+    vm: Vm
+    copy: int
+    vm_name: str
+    vcpu: int
+    host: int
+    pinned: int | None
+    threads: list[tuple[str, Thread, int]]
+    sessions: list[Session]
+
+
+class Builder:
+    """Builds one machine; see `build`."""
+
+    def __init__(self, scenario: Scenario, design: str, programs: dict[str, Program]) -> None:
+        self.scenario = scenario
+        self.design = design
+        self.module = load_design(design)
+        self.programs = programs
+        self.profiles: dict[str, Profile] = {host.profile: load_profile(host.profile) for host in scenario.hosts}
+        self.layout = Layout()
+        self.placed = [placed for vm in scenario.vms for placed in self._place(vm)]
+        self.derived = derived_configs(self._configs())
+
+    @property
+    def native(self) -> bool:
+        """Whether guests are the host's own system."""
+        return not self.module.INTERCEPTS
+
+    def _place(self, vm: Vm) -> list[_Placed]:
+        host = [host.name for host in self.scenario.hosts].index(vm.host)
+        placed = []
+        for copy, name in enumerate(vm.copies()):
+            for vcpu in range(vm.vcpus):
+                threads = [
+                    (thread_name, thread, index)
+                    for thread in vm.threads
+                    for index, thread_name in enumerate(thread.copies())
+                    if thread.vcpu_of_copy(index, vm.vcpus) == vcpu
+                ]
+                names = {thread_name for thread_name, _, _ in threads} | {t.name for _, t, _ in threads}
+                sessions = [s for s in vm.sessions if self._session_here(s, vcpu, names)]
+                placed.append(_Placed(vm, copy, name, vcpu, host, vm.pinned_cpu(copy, vcpu), threads, sessions))
+        return placed
+
+    @staticmethod
+    def _session_here(session: Session, vcpu: int, threads: set[str]) -> bool:
+        if session.thread:
+            return session.thread in threads
+        return session.vcpu is None or session.vcpu == vcpu
+
+    def _configs(self) -> list[int]:
+        sources = chain((s.events for vm in self.scenario.vms for s in vm.sessions), (t.events for t in self.scenario.tools))
+        return [spec.config for events in sources for group in event_groups(events) for spec in group]
+
+    def _tools(self, host: int) -> list[tuple[Tool, int, int | None]]:
+        """Return (tool, CPU, index of its vCPU or None) for every tool instance of a host."""
+        if self.native:
+            return []
+        name = self.scenario.hosts[host].name
+        cpus = self.scenario.hosts[host].cpus
+        found: list[tuple[Tool, int, int | None]] = []
+        for tool in self.scenario.tools:
+            if tool.host != name:
+                continue
+            if tool.vm:
+                found += self._thread_tools(tool)
+            else:
+                chosen = range(cpus) if tool.cpus in ("all", None) else tool.cpus
+                found += [(tool, cpu, None) for cpu in chosen or ()]
+        return sorted(found, key=lambda item: item[1])
+
+    def _thread_tools(self, tool: Tool) -> list[tuple[Tool, int, int | None]]:
+        return [
+            (tool, placed.pinned, index)
+            for index, placed in enumerate(self.placed)
+            if tool.vm in (placed.vm.name, placed.vm_name)
+            and (tool.vcpu is None or tool.vcpu == placed.vcpu)
+            and placed.pinned is not None
+        ]
+
+    def build(self) -> Machine:
+        """Lay the arena out and fill it."""
+        scenario = self.scenario
+        layout = self.layout
+        encoded = {name: program.encode(self.derived) for name, program in self.programs.items()}
+        self.host_tools = [self._tools(index) for index in range(len(scenario.hosts))]
+        pcpus = sum(host.cpus for host in scenario.hosts)
+        tools = sum(len(tools) for tools in self.host_tools) + pcpus
+        tool_events = sum(self._nr_events(t.events) for tools in self.host_tools for t, _, _ in tools) + pcpus
+        self.costs = layout.add("cost", len(COST_NAMES), int(col.U64(3)))
+        self.kinds = layout.add("kind", 1, KINDS_WORDS)
+        self.stats = layout.add("action", len(ACTION_NAMES), ACTION_COLUMNS)
+        self.program_regions = {name: layout.add(f"program {name}", 1, words.size) for name, words in encoded.items()}
+        self.host_rows = layout.add("host", len(scenario.hosts), col.HOST_COLUMNS)
+        self.pcpu_rows = layout.add("pcpu", pcpus, col.PCPU_COLUMNS)
+        self.vcpu_rows = layout.add("vcpu", len(self.placed), col.VCPU_COLUMNS)
+        self.guest_rows = layout.add("guest", len(self.placed), col.GUEST_COLUMNS)
+        self.thread_rows = layout.add("thread", sum(len(p.threads) for p in self.placed), col.THREAD_COLUMNS)
+        self.session_rows = layout.add("session", sum(len(p.sessions) for p in self.placed), col.SESSION_COLUMNS)
+        contexts = pcpus + 2 * len(self.placed) + sum(self._nr_thread_contexts(p) for p in self.placed)
+        self.context_rows = layout.add("context", contexts, col.CONTEXT_COLUMNS)
+        events = tool_events + sum(self._nr_guest_events(p) for p in self.placed)
+        self.event_rows = layout.add("event", events, col.EVENT_COLUMNS)
+        self.tool_rows = layout.add("tool", tools, col.TOOL_COLUMNS)
+        self.s = layout.allocate()
+        self.machine = Machine(self.design, scenario.until_ns, self.s, empty_log(), regions=layout.regions)
+        self._taken = {region.name: 0 for region in layout.regions.values()}
+        self._fill_run(encoded)
+        for index, host in enumerate(scenario.hosts):
+            self._fill_host(index, host)
+        for index, placed in enumerate(self.placed):
+            self._fill_vcpu(index, placed)
+        self._fill_tools()
+        self._start()
+        self.machine.functions = {
+            name: tuple(function.name for function in program.functions) for name, program in self.programs.items()
+        }
+        return self.machine
+
+    def _nr_events(self, events: tuple[str, ...]) -> int:
+        return sum(len(group) for group in event_groups(events))
+
+    def _nr_thread_contexts(self, placed: _Placed) -> int:
+        return sum(1 for _, thread, _ in placed.threads if self._sessions_of(placed, thread))
+
+    @staticmethod
+    def _sessions_of(placed: _Placed, thread: Thread) -> list[Session]:
+        return [s for s in placed.sessions if s.thread in thread.copies() or s.thread == thread.name]
+
+    def _nr_guest_events(self, placed: _Placed) -> int:
+        return 2 + col.SLOTS + sum(self._nr_events(s.events) for s in placed.sessions)
+
+    def _take(self, region: Region, rows: int = 1) -> int:
+        """Return the offset of the next free row of a table."""
+        index = self._taken[region.name]
+        self._taken[region.name] = index + rows
+        assert index + rows <= region.rows, region.name
+        return region.row(index)
+
+    def _set(self, offset: int, **words: int) -> None:
+        """Set columns of a row by name."""
+        for name, word in words.items():
+            self.s[offset + int(getattr(col, name))] = word
+
+    def _fill_run(self, encoded: dict[str, Arena]) -> None:
+        host = self.scenario.hosts[0]
+        figures = self.profiles[host.profile].cost_figures(host.possible_cpus)
+        table = encode_costs(figures).reshape(-1)
+        self.s[self.costs.base : self.costs.base + table.size] = table
+        kinds = encode_kinds(self.derived)
+        self.s[self.kinds.base : self.kinds.base + kinds.size] = kinds
+        for name, words in encoded.items():
+            base = self.program_regions[name].base
+            self.s[base : base + words.size] = words
+        self._set(
+            0,
+            R_SEED=self.scenario.seed,
+            R_COSTS=self.costs.base,
+            R_KINDS=self.kinds.base,
+            R_STATS=self.stats.base,
+            R_LOG_CAPACITY=self.machine.log.size // RECORD_WORDS,
+            R_DESIGN=design_names().index(self.design),
+            R_INTERCEPTS=int(self.module.INTERCEPTS),
+            R_HOSTS=self.host_rows.base,
+            R_NR_HOSTS=len(self.scenario.hosts),
+        )
+
+    def _fill_host(self, index: int, host: Host) -> None:
+        profile = self.profiles[host.profile]
+        h = self._take(self.host_rows)
+        self.machine.hosts.append(HostEntry(index, host.name, h))
+        first = self.pcpu_rows.row(self._taken["pcpu"])
+        floating = sum(1 for p in self.placed if p.host == index and p.pinned is None)
+        self._set(
+            h,
+            H_ID=(1 << 40) | index,
+            H_PCPUS=first,
+            H_NR_PCPUS=host.cpus,
+            H_POSSIBLE=host.possible_cpus,
+            H_HELD=int(host.watchdog and not self.native),
+            H_BALANCE_NS=host.balance_ns,
+            H_BALANCE_AT=host.balance_ns,
+            H_FLOATING=floating,
+        )
+        for cpu in range(host.cpus):
+            self._fill_pcpu(index, host, profile, h, cpu)
+
+    def _fill_pcpu(self, index: int, host: Host, profile: Profile, h: int, cpu: int) -> None:
+        p = self._take(self.pcpu_rows)
+        number = len(self.machine.pcpus)
+        self.machine.pcpus.append(PcpuEntry(number, index, cpu, p))
+        tick_ns = _SEC // host.hz
+        # Ticks of different CPUs do not coincide (skew_tick).
+        tick_at = tick_ns + (tick_ns // (2 * host.possible_cpus)) * cpu
+        noise_ns = self._noise_ns(profile) if host.noise else 0
+        nr_gp = host.gp_counters
+        self._set(
+            p,
+            P_ID=(1 << 41) | number,
+            P_HOST=h,
+            P_TICK_NS=tick_ns,
+            P_TICK_AT=tick_at if host.noise else _NEVER,
+            P_NOISE_NS=noise_ns,
+            P_NOISE_AT=0 if noise_ns else _NEVER,
+            P_IRQ_AT=_NEVER,
+            P_IDLE=1,
+            P_LATENCY_NS=host.sched_latency_ns,
+            P_GRANULARITY_NS=host.min_granularity_ns,
+            P_WAKEUP_NS=host.wakeup_granularity_ns,
+            P_WAKE_AT=_NEVER,
+            P_TIMER_AT=_NEVER,
+            P_CORE_RATE=self._rate(profile.cpu.core_khz),
+            P_TSC_RATE=self._rate(profile.cpu.tsc_khz),
+            P_BUS_RATE=self._rate(_BUS_KHZ),
+            P_HOST_PROGRAM=self.program_regions[KERNEL].base,
+            HW_NR_GP=nr_gp,
+            HW_NR_FIXED=profile.cpu.fixed_counters,
+            HW_MASK=(1 << profile.cpu.counter_width) - 1,
+        )
+        hw_reset(self.s, U64(p))
+        self.s[p + int(col.HW_LVTPC)] = LVT_MASKED if self.native else 0x400
+        program_start(self.s, U64(self.program_regions[KERNEL].base), U64(p) + col.P_HOST_CURSOR)
+        u = p + int(col.P_CPU_HW)
+        context = self._take(self.context_rows)
+        self._fill_cpu_hw(u, nr_gp, full_width=True, tick_ns=tick_ns, context=context, queue=p + int(col.P_QUEUE))
+
+    @staticmethod
+    def _noise_ns(profile: Profile) -> int:
+        rate = profile.interrupts.rate
+        return rate.interval_ns if rate else 0
+
+    @staticmethod
+    def _rate(khz: int) -> int:
+        return (khz * _RATE_ONE + _KHZ_PER_GHZ // 2) // _KHZ_PER_GHZ
+
+    def _fill_cpu_hw(self, u: int, nr_gp: int, *, full_width: bool, tick_ns: int, context: int, queue: int) -> None:
+        hz = _SEC // tick_ns
+        self._set(
+            u,
+            U_NR_GP=nr_gp,
+            U_NR_FIXED=3,
+            U_MAX_PERIOD=(1 << 47) - 1 if full_width else (1 << 31) - 1,
+            U_COUNTER_MSR=int(FULL_PMC0 if full_width else PMC0),
+            U_COUNTER_MASK=(1 << 48) - 1,
+            U_ALL=((1 << nr_gp) - 1) | (7 << 32),
+            U_CPU_CONTEXT=context,
+            U_TICK_NS=tick_ns,
+            U_MAX_SAMPLES=-(-_MAX_SAMPLE_RATE // hz),
+            U_ALLOWED_NS=_SAMPLE_ALLOWED_NS,
+            U_SAMPLE_RATE=_MAX_SAMPLE_RATE,
+            U_MUX_NS=max(_SEC // hz, 1_000_000),
+            U_MUX_AT=_NEVER,
+            U_QUEUE=queue,
+        )
+
+    def _fill_vcpu(self, index: int, placed: _Placed) -> None:
+        host = self.scenario.hosts[placed.host]
+        v = self._take(self.vcpu_rows)
+        g = self._take(self.guest_rows)
+        nr_gp = host.gp_counters if self.native else 4
+        events = self._take(self.event_rows, col.SLOTS)
+        for slot in range(col.SLOTS):
+            self._set(events + slot * col.EVENT_COLUMNS, E_STATE=int(col.EVENT_DEAD), E_SLOT=int(col.NO_SLOT))
+        valid = ((1 << nr_gp) - 1) | (7 << 32)
+        self._set(
+            v,
+            V_ID=index,
+            V_GUEST=g,
+            V_PINNED=int(placed.pinned is not None),
+            V_STATE=int(VCPU_HALTED),
+            V_WAKE_AT=placed.vm.start_ns,
+            V_EVENTS=events,
+            V_CONTEXT=self._take(self.context_rows),
+            V_VERSION=2,
+            V_NR_GP=nr_gp,
+            V_NR_FIXED=3,
+            V_MASK=(1 << 48) - 1,
+            V_GLOBAL_VALID=valid,
+            V_LVTPC=int(LVT_MASKED),
+        )
+        for slot in range(col.SLOTS):
+            self.s[v + int(col.V_HW_SLOT) + slot] = col.NO_SLOT
+            self.s[v + int(col.V_STILL_AT) + slot] = _NEVER
+        defaults = getattr(self.module, "PARAMETERS", {})
+        for number, (name, default) in enumerate(defaults.items()):
+            self.s[v + int(col.V_PARAMETER) + number] = host.parameters.get(name, default)
+        threads, sessions = self._fill_guest(index, placed, host, v, g)
+        self.machine.vcpus.append(
+            VcpuEntry(index, placed.vm_name, placed.vcpu, placed.host, v, g, tuple(threads), tuple(sessions))
+        )
+
+    def _fill_guest(
+        self, index: int, placed: _Placed, host: Host, v: int, g: int
+    ) -> tuple[list[ThreadEntry], list[SessionEntry]]:
+        profile = self.profiles[host.profile]
+        vm = placed.vm
+        tick_ns = _SEC // vm.hz
+        finite = sum(1 for _, thread, _ in placed.threads if thread.kind == "program")
+        costs = profile.cost_figures(host.possible_cpus)
+        self._set(
+            g,
+            G_ID=(1 << 42) | index,
+            G_VCPU=v,
+            G_TICK_NS=tick_ns,
+            G_TICK_AT=vm.start_ns + tick_ns,
+            G_WAKE_AT=_NEVER,
+            G_INTERVAL_AT=_NEVER,
+            G_LATENCY_NS=vm.sched_latency_ns,
+            G_GRANULARITY_NS=vm.min_granularity_ns,
+            G_WAKEUP_NS=vm.wakeup_granularity_ns,
+            G_RESCHED=1,
+            G_RUNNING=finite or 1,
+            G_KERNEL_PROGRAM=self.program_regions[KERNEL].base,
+            G_CORE_RATE=self._rate(profile.cpu.core_khz),
+            G_TSC_RATE=self._rate(profile.cpu.tsc_khz),
+            G_BUS_RATE=self._rate(_BUS_KHZ),
+            G_LOG=1,
+            G_MASK=(1 << 48) - 1,
+            G_FULL_WIDTH=int(self.native),
+            G_NR_THREADS=len(placed.threads),
+            G_NR_SESSIONS=len(placed.sessions) + int(vm.watchdog),
+            G_ACCOUNTED_AT=vm.start_ns,
+            **{_column_name(column): sum(costs[name][:2]) for name, column in _GUEST_COSTS.items()},
+        )
+        program_start(self.s, U64(self.program_regions[KERNEL].base), U64(g) + col.G_KERNEL_CURSOR)
+        u = g + int(col.G_CPU_HW)
+        context = self._take(self.context_rows)
+        nr_gp = int(self.s[v + int(col.V_NR_GP)])
+        queue = g + int(col.G_QUEUE)
+        self._fill_cpu_hw(u, nr_gp, full_width=self.native, tick_ns=tick_ns, context=context, queue=queue)
+        threads = [self._fill_thread(number, name, thread, placed) for number, (name, thread, _) in enumerate(placed.threads)]
+        if threads:
+            self._set(g, G_THREADS=threads[0].offset)
+        sessions = [self._fill_session(number, session, placed, threads, context) for number, session in enumerate(placed.sessions)]
+        if sessions:
+            self._set(g, G_SESSIONS=sessions[0].offset)
+        return threads, sessions
+
+    def _fill_thread(self, number: int, name: str, thread: Thread, placed: _Placed) -> ThreadEntry:
+        th = self._take(self.thread_rows)
+        program = thread.program if thread.kind == "program" else (thread.program or SPIN)
+        region = self.program_regions[program]
+        end = _NEVER
+        if thread.kind == "program":
+            end = int(Fraction(self.programs[program].cycles) * thread.work)
+        kinds = {"program": THREAD_PROGRAM, "spin": THREAD_SPIN, "sleeper": THREAD_SLEEPER}
+        sleeper = thread.kind == "sleeper"
+        start = placed.vm.start_ns + thread.start_ns
+        self._set(
+            th,
+            TH_ID=number + 1,
+            TH_TYPE=int(kinds[thread.kind]),
+            TH_STATE=int(SLEEPING) if sleeper else int(WAITING) if start else int(RUNNABLE),
+            TH_PROGRAM=region.base,
+            TH_END=0 if sleeper else end,
+            TH_WAKE_AT=start if start or sleeper else _NEVER,
+            TH_FINISHED_AT=_NEVER,
+        )
+        if sleeper and thread.wakeups is not None:
+            mean_ns = thread.wakeups.interval_ns
+            cycles = thread.burst_ns * self.profiles[self.scenario.hosts[placed.host].profile].cpu.core_khz // 1_000_000
+            regular = int(thread.process == "regular")
+            self._set(th, TH_WAKE_MEAN_NS=mean_ns, TH_WAKE_REGULAR=regular, TH_BURST_CYCLES=cycles)
+            self._set(th, TH_WAKE_AT=start + mean_ns)
+        program_start(self.s, U64(region.base), U64(th) + col.TH_CURSOR)
+        if self._sessions_of(placed, thread):
+            self._set(th, TH_CONTEXT=self._take(self.context_rows))
+        return ThreadEntry(name, thread.kind, program, th)
+
+    def _fill_session(
+        self, number: int, session: Session, placed: _Placed, threads: list[ThreadEntry], context: int
+    ) -> SessionEntry:
+        row = self._take(self.session_rows)
+        groups = event_groups(session.events)
+        first = self._take(self.event_rows, sum(len(group) for group in groups))
+        thread = next((t for t, (_, spec, _) in zip(threads, placed.threads, strict=True) if session.thread in (t.name, spec.name)), None) if session.thread else None
+        if thread is not None:
+            context = int(self.s[thread.offset + int(col.TH_CONTEXT)])
+        start = placed.vm.start_ns + session.start_ns
+        self._set(
+            row,
+            S_ID=number,
+            S_CONTEXT=context,
+            S_THREAD=thread.offset if thread else 0,
+            S_START_AT=start,
+            S_STOP_AT=_NEVER if session.stop_ns is None else placed.vm.start_ns + session.stop_ns,
+            S_INTERVAL_NS=session.interval_ns or 0,
+            S_NEXT_AT=_NEVER,
+            S_FIRST=first,
+            S_NR_EVENTS=sum(len(group) for group in groups),
+        )
+        sampling = session.tool == "record"
+        names = []
+        at = first
+        for group in groups:
+            leader = at
+            for spec in group:
+                flags = int(col.FLAG_SAMPLING) if sampling else 0
+                frequency = session.frequency or 0 if sampling else 0
+                self._fill_event(at, spec, leader, flags, frequency, session.period or 0, session.user_only)
+                self._set(at, E_OWNER=(number << 8) | len(names))
+                names.append(spec.name)
+                at += col.EVENT_COLUMNS
+        return SessionEntry(session.name, session.tool, tuple(names), thread.name if thread else "", row, first)
+
+    def _fill_event(
+        self, at: int, spec: EventSpec, leader: int, flags: int, frequency: int, period: int, user_only: bool
+    ) -> None:
+        config = spec.config | int(EVENTSEL_INT)
+        if not spec.exclude_user:
+            config |= int(EVENTSEL_USR)
+        if not spec.exclude_kernel and not user_only:
+            config |= int(EVENTSEL_OS)
+        if frequency:
+            flags |= int(col.FLAG_FREQUENCY)
+        self._set(
+            at,
+            E_STATE=int(col.EVENT_OFF),
+            E_CONFIG=config,
+            E_FLAGS=flags,
+            E_FREQUENCY=frequency,
+            E_PERIOD=period or (1 if frequency else (1 << 62)),
+            E_SLOT=int(col.NO_SLOT),
+            E_LEADER=leader,
+        )
+
+    def _fill_tools(self) -> None:
+        """Fill every physical CPU's tools in, the watchdog as its first."""
+        for pcpu in self.machine.pcpus:
+            host = self.scenario.hosts[pcpu.host]
+            profile = self.profiles[host.profile]
+            first = self.tool_rows.row(self._taken["tool"])
+            count = 0
+            if host.watchdog and not self.native:
+                self._fill_watchdog(profile)
+                count += 1
+            for tool, cpu, vcpu in self.host_tools[pcpu.host]:
+                if cpu == pcpu.cpu:
+                    self._fill_tool(tool, vcpu, count)
+                    count += 1
+            self._set(pcpu.offset, P_TOOLS=first, P_NR_TOOLS=count)
+
+    def _fill_watchdog(self, profile: Profile) -> None:
+        row = self._take(self.tool_rows)
+        event = self._take(self.event_rows)
+        self._set(row, TO_STOP_AT=_NEVER, TO_FIRST=event, TO_NR_EVENTS=1)
+        config = 0x3C | int(EVENTSEL_INT) | int(EVENTSEL_USR) | int(EVENTSEL_OS)
+        flags = int(col.FLAG_PINNED | col.FLAG_SAMPLING | col.FLAG_WATCHDOG)
+        period = profile.cpu.tsc_khz * 1000 * 10
+        self._set(event, E_CONFIG=config, E_FLAGS=flags, E_PERIOD=period, E_SLOT=int(col.NO_SLOT), E_LEADER=event)
+
+    def _fill_tool(self, tool: Tool, vcpu: int | None, number: int) -> None:
+        row = self._take(self.tool_rows)
+        groups = event_groups(tool.events)
+        first = self._take(self.event_rows, sum(len(group) for group in groups))
+        self._set(
+            row,
+            TO_ID=number,
+            TO_START_AT=tool.start_ns,
+            TO_STOP_AT=_NEVER if tool.stop_ns is None else tool.stop_ns,
+            TO_FIRST=first,
+            TO_NR_EVENTS=sum(len(group) for group in groups),
+            TO_VCPU=0 if vcpu is None else self.machine.vcpus[vcpu].offset,
+        )
+        flags = int(col.FLAG_PINNED) if tool.pinned else 0
+        flags |= int(col.FLAG_EXCLUDE_GUEST) if tool.exclude_guest else 0
+        flags |= int(col.FLAG_EXCLUDE_HOST) if tool.exclude_host else 0
+        flags |= int(col.FLAG_SAMPLING) if tool.kind == "record" else 0
+        at = first
+        for group in groups:
+            leader = at
+            for spec in group:
+                frequency = tool.frequency or 0 if tool.kind == "record" else 0
+                self._fill_event(at, spec, leader, flags, frequency, tool.period or 0, False)
+                at += col.EVENT_COLUMNS
+
+    def _start(self) -> None:
+        """Put the vCPUs on their physical CPUs and set every timer."""
+        load: dict[int, int] = {}
+        for entry, placed in zip(self.machine.vcpus, self.placed, strict=True):
+            host = self.scenario.hosts[placed.host]
+            cpu = placed.pinned
+            if cpu is None:
+                cpu = load.get(placed.host, 0) % host.cpus
+                load[placed.host] = load.get(placed.host, 0) + 1
+            pcpu = next(p for p in self.machine.pcpus if p.host == placed.host and p.cpu == cpu)
+            enqueue(self.s, U64(pcpu.offset), U64(entry.offset))
+            _start_guest(self.s, U64(entry.guest))
+        for pcpu in self.machine.pcpus:
+            _start_pcpu(self.s, U64(pcpu.offset))
+
+
+def _start_guest(s: Arena, g: np.uint64) -> None:
+    from vpmu.kernels.guest.driver import set_timer
+    from vpmu.kernels.guest.sessions import next_session
+    from vpmu.kernels.guest.threads import next_wake
+
+    next_wake(s, g)
+    next_session(s, g)
+    set_timer(s, g)
+
+
+def _start_pcpu(s: Arena, p: np.uint64) -> None:
+    from vpmu.kernels.engine import set_tool_timer
+
+    set_wake(s, p)
+    set_tool_timer(s, p)
+
+
+def _column_name(column: np.uint64) -> str:
+    return next(name for name, value in vars(col).items() if name.startswith("G_") and value is column)
+
+
+def load_programs(scenario: Scenario) -> dict[str, Program]:
+    """Return the programs of a scenario by name, with those of kernel code and of competitors."""
+    from vpmu.program import load_program
+
+    programs = {
+        program.name: load_program(Path(program.file))
+        if program.file
+        else Program.from_functions(program.name, program.functions, program.cycles)
+        for program in scenario.programs
+    }
+    programs[SPIN] = _estimate(SPIN, "1.5", "0.2", "0.001")
+    programs[KERNEL] = _estimate(KERNEL, "0.8", "0.2", "0.004")
+    return programs
+
+
+def build(scenario: Scenario, design: str, programs: dict[str, Program] | None = None) -> Machine:
+    """Return the machine that runs a scenario under one design.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Checked and complete, as `load_scenario` returns it.
+    design : str
+        Name of a design.
+    programs : dict, optional
+        What `load_programs` returned for this scenario; read anew if not given.
+    """
+    return Builder(scenario, design, load_programs(scenario) if programs is None else programs).build()

@@ -1,0 +1,216 @@
+"""The command line, ``vpmu``.
+
+Note: nothing heavy is imported at the top, so that ``vpmu --help`` answers at once; each command imports what
+it needs.  A user's mistake is one line on standard error and exit status 2, Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from vpmu import __version__
+from vpmu.errors import UserError
+
+EXIT_DIFFERENT = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+# Note: typer may carry its own copy of click, so click's base of all usage errors is found through typer.
+_CLICK_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
+
+app = typer.Typer(
+    name="vpmu",
+    help="Emulate PMU virtualization: what perf costs in a guest, and what it gets, design by design.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+program_app = typer.Typer(rich_markup_mode=None, help="Programs that guests execute.")
+scenario_app = typer.Typer(rich_markup_mode=None, help="Scenario files.")
+app.add_typer(program_app, name="program")
+app.add_typer(scenario_app, name="scenario")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. vm.guest.vcpus=2; may be repeated."),
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Without the program's name; ``sys.argv[1:]`` by default.
+    """
+    try:
+        status = app(arguments, standalone_mode=False)
+    except UserError as error:
+        return _fail(str(error), EXIT_USER_ERROR)
+    except _CLICK_ERROR as error:
+        return _fail(_usage_line(error), EXIT_USER_ERROR)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    return status if isinstance(status, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"vpmu {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(EXIT_USER_ERROR)
+
+
+@app.command("run")
+def run(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO.toml", help="The scenario file.")],
+    design: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Designs to compare: names of `vpmu designs`, or FILE.py."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed, instead of the scenario's.")] = None,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="DURATION", help='Virtual end, e.g. "2 s".')] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    place: Annotated[str, typer.Option(metavar="packed|spread", help="What goes where.")] = "packed",
+    messages: Annotated[bool, typer.Option("--messages", help="Make every access a message.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
+    keep: Annotated[
+        str, typer.Option(help="Records to write: samples,accesses,switches,pmis, or all, none.")
+    ] = "samples",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no tables and no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="Progress bar; default: on a terminal.")
+    ] = None,
+) -> int:
+    """Run a scenario under one or more designs."""
+    from vpmu.command_run import Output, run_command
+
+    changes = list(overrides or [])
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    if until is not None:
+        changes.append(f"until={until}")
+    output = Output(quiet=quiet, as_json=as_json, progress=progress)
+    return run_command(
+        scenario,
+        overrides=changes,
+        designs=design,
+        workers=workers,
+        place=place,
+        messages=messages,
+        out=out,
+        keep=keep,
+        output=output,
+    )
+
+
+@app.command()
+def designs() -> None:
+    """List the vPMU designs."""
+    from vpmu.console import print_rows
+    from vpmu.designs import list_designs
+
+    rows = [(design.name, design.summary) for design in list_designs()]
+    print_rows(("design", "summary"), rows)
+
+
+@app.command()
+def profiles(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this profile's costs and where they are from.")
+    ] = None,
+) -> None:
+    """List the cost profiles, or show one."""
+    from vpmu.console import print_rows
+    from vpmu.profile import list_profiles, load_profile
+
+    if name is None:
+        rows = [(item, load_profile(item).description) for item in list_profiles()]
+        print_rows(("profile", "description"), rows)
+        return
+    print_rows(("cost", "duration", "origin"), list(load_profile(name).cost_rows()))
+
+
+@scenario_app.command("check")
+def scenario_check(
+    file: Annotated[str, typer.Argument(metavar="SCENARIO.toml")], overrides: Overrides = None
+) -> None:
+    """Check a scenario file and what it names; run nothing."""
+    from vpmu.command_run import check_command
+
+    typer.echo(check_command(file, overrides or []))
+
+
+@app.command()
+def compare(
+    left: Annotated[Path, typer.Argument(metavar="DIR")],
+    right: Annotated[Path, typer.Argument(metavar="DIR")],
+) -> int:
+    """Compare two results; exit status 1 if they differ."""
+    from vpmu.console import output_console
+    from vpmu.results import compare as compare_results
+    from vpmu.tables import difference_table
+
+    comparison = compare_results(left, right)
+    if comparison.same:
+        typer.echo(f"same results, digest {comparison.left_digest}")
+        return 0
+    output_console().print(difference_table(comparison))
+    typer.echo(f"digests {comparison.left_digest} and {comparison.right_digest}")
+    return EXIT_DIFFERENT
+
+
+@program_app.command("import")
+def program_import(
+    file: Annotated[Path, typer.Argument(metavar="CALLGRIND.OUT")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.program.json.")] = None,
+) -> None:
+    """Turn a Callgrind profile into a program for guests."""
+    from vpmu.program.cli import import_command
+
+    typer.echo(import_command(file, out))
+
+
+@program_app.command("show")
+def program_show(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Show a program's functions and their rates."""
+    from vpmu.console import output_console
+    from vpmu.program.cli import show_table
+
+    output_console().print(show_table(file))
+
+
+@app.command("compile")
+def compile_kernels() -> None:
+    """Compile all kernels into the cache, for the first run to start at once."""
+    from vpmu.run import compile_all
+
+    compile_all()
+
+
+def _usage_line(error: Exception) -> str:
+    """Render a mistake in the use of the command line as one line."""
+    message = getattr(error, "format_message", lambda: str(error))()
+    return " ".join(f"{message} (see vpmu --help)".split())
+
+
+def _fail(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

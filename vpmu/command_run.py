@@ -1,0 +1,182 @@
+"""``vpmu run`` and ``vpmu scenario check``: from the arguments to the tables and the files."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpmu.designs import find_design
+from vpmu.errors import Interrupted, UserError
+from vpmu.options import DEFAULT_DESIGNS, PLACES, Executor, RunOptions
+from vpmu.records import parse_keep
+from vpmu.results import RunResult, check_out_directory, summary_bytes, write_results
+from vpmu.scenario import Program, Scenario, load_scenario
+from vpmu.units import NS_PER_S, format_duration
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run prints."""
+
+    quiet: bool = False
+    as_json: bool = False
+    progress: bool | None = None
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether to draw the progress bar: as asked for, else on a terminal."""
+        if self.progress is not None:
+            return self.progress
+        return not self.quiet and sys.stderr.isatty()
+
+
+def run_command(
+    file: str,
+    *,
+    overrides: list[str],
+    designs: str | None,
+    workers: int,
+    place: str,
+    messages: bool,
+    out: Path | None,
+    keep: str,
+    output: Output,
+    execute: Executor | None = None,
+) -> int:
+    """Check everything, run, write and print; return the exit status.
+
+    `execute` is `vpmu.run.execute` unless given; the other arguments are the command line's.
+    """
+    scenario = load_scenario(file, overrides)
+    options = RunOptions(
+        designs=choose_designs(scenario, designs, file),
+        workers=workers,
+        place=_choose_place(place),
+        messages=messages,
+        out=None if out is None else check_out_directory(out),
+        keep=parse_keep(keep),
+    )
+    status, started = 0, time.perf_counter()
+    try:
+        result = _execute(scenario, options, output, execute)
+    except Interrupted as stopped:
+        print(f"interrupted: {stopped.reason}", file=sys.stderr)
+        if stopped.result is None:
+            return EXIT_INTERRUPTED
+        result, status = stopped.result, EXIT_INTERRUPTED
+    wall_s = time.perf_counter() - started
+    if options.out is not None:
+        write_results(options.out, result, timing=_timing(result, options, wall_s))
+    if not output.quiet:
+        _print(result, output, wall_s)
+    return status
+
+
+def check_command(file: str, overrides: list[str]) -> str:
+    """Check a scenario with all that it names, and say in one line what is in it."""
+    scenario = load_scenario(file, overrides)
+    for index, host in enumerate(scenario.hosts):
+        if host.design:
+            find_design(host.design, file=file, key=f"host[{index}].design")
+    for index, program in enumerate(scenario.programs):
+        _check_program(program, file, f"program[{index}]")
+    vcpus = sum(vm.count * vm.vcpus for vm in scenario.vms)
+    counts = {
+        "hosts": len(scenario.hosts),
+        "VMs": sum(vm.count for vm in scenario.vms),
+        "vCPUs": vcpus,
+        "sessions": sum(vm.count * len(vm.sessions) for vm in scenario.vms),
+        "tools": len(scenario.tools),
+    }
+    listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{file}: valid: {listed}, until {format_duration(scenario.until_ns)}"
+
+
+def _check_program(program: Program, file: str, key: str) -> None:
+    """Read a program's file, or lay its functions out, for the mistakes that this would show."""
+    from vpmu import program as programs
+
+    if program.file:
+        programs.load_program(Path(program.file))
+        return
+    try:
+        programs.Program.from_functions(program.name, program.functions, program.cycles)
+    except UserError as error:
+        raise error.at(file=file, key=key) from None
+
+
+def choose_designs(scenario: Scenario, text: str | None, file: str) -> tuple[str, ...]:
+    """Return the designs to run: those asked for, else the hosts' own if they agree, else the two of 2019.
+
+    Raises
+    ------
+    UserError
+        For an unknown or repeated design, here or in the scenario.
+    """
+    own = []
+    for index, host in enumerate(scenario.hosts):
+        if host.design:
+            own.append(find_design(host.design, file=file, key=f"host[{index}].design").name)
+    if text is None:
+        agreed = len(own) == len(scenario.hosts) and len(set(own)) == 1
+        return (scenario.hosts[0].design,) if agreed else DEFAULT_DESIGNS
+    asked = tuple(name.strip() for name in text.split(","))
+    names = [find_design(name).name for name in asked]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise UserError("named twice", file="--design", found=name)
+    return asked
+
+
+def _choose_place(place: str) -> Any:
+    if place not in PLACES:
+        raise UserError("unknown placement", file="--place", found=place, allowed=PLACES)
+    return place
+
+
+def _execute(scenario: Scenario, options: RunOptions, output: Output, execute: Executor | None) -> RunResult:
+    import trio
+
+    execute = execute or _executor()
+    if not output.shows_progress:
+        return trio.run(execute, scenario, options, None)
+    from vpmu.console import progress_bars
+
+    with progress_bars(scenario.until_ns) as progress:
+        return trio.run(execute, scenario, options, progress)
+
+
+def _executor() -> Executor:
+    from vpmu.run import execute
+
+    return execute
+
+
+def _timing(result: RunResult, options: RunOptions, wall_s: float) -> dict[str, float | int | str]:
+    virtual_s = sum(design.end_ns for design in result.designs.values()) / NS_PER_S
+    return {
+        "wall_s": round(wall_s, 3),
+        "virtual_s": virtual_s,
+        "virtual_s_per_wall_s": round(virtual_s / wall_s, 3) if wall_s > 0 else 0,
+        "workers": options.workers,
+        "place": options.place,
+        "mode": "messages" if options.messages else "kernels",
+    }
+
+
+def _print(result: RunResult, output: Output, wall_s: float) -> None:
+    if output.as_json:
+        sys.stdout.write(summary_bytes(result).decode())
+        return
+    from vpmu.console import output_console
+    from vpmu.tables import print_run
+
+    console = output_console()
+    print_run(result, console)
+    virtual_s = sum(design.end_ns for design in result.designs.values()) / NS_PER_S
+    console.print(f"{virtual_s:.2f} s of virtual time in {wall_s:.2f} s")

@@ -1,0 +1,53 @@
+"""How to run a scenario, apart from what is in it: the choices of the command line that change no result."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from vpmu.records import DEFAULT_KEEP
+
+if TYPE_CHECKING:
+    from vpmu.results import RunResult
+    from vpmu.scenario import Scenario
+
+DEFAULT_DESIGNS: Final = ("legacy", "optimized")
+PLACES: Final = ("packed", "spread")
+
+Progress = Callable[[str, int], None]
+"""Called with a design's name and how far its virtual time has come, ns."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out.
+
+    Attributes
+    ----------
+    designs : tuple of str
+        Designs to run one after the other, by name or as the path of a file; each serves the hosts that name
+        no design of their own.
+    workers : int
+        Processes.
+    place : str
+        ``packed`` puts a host into one process, ``spread`` puts its physical CPUs, host perf and vCPUs apart.
+    messages : bool
+        Message mode: every access, request and PMI is a message.
+    out : Path, optional
+        Where records are written as the run goes on; None keeps none.
+    keep : set of str
+        Kinds of records to write, of `vpmu.records.KEEP_CHOICES`.
+    """
+
+    designs: tuple[str, ...] = DEFAULT_DESIGNS
+    workers: int = 1
+    place: Literal["packed", "spread"] = "packed"
+    messages: bool = False
+    out: Path | None = None
+    keep: frozenset[str] = DEFAULT_KEEP
+
+
+Executor = Callable[["Scenario", RunOptions, Progress | None], Awaitable["RunResult"]]
+"""What runs a scenario: `vpmu.run.execute`. It raises `vpmu.errors.Interrupted` after Ctrl-C."""

@@ -1,0 +1,219 @@
+"""The scenario's structs: every key of a scenario file, with its type, default and meaning.
+
+What `vpmu.scenario.load` returns is checked and complete: every name resolves, every quantity is in the unit
+its field's name says, and no default is left to look up.  Where a field's name differs from the key in the
+file (units), the key is its ``name=``.  Documented for users in ``docs/scenario.md``.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Final, Literal, TypeVar
+
+from msgspec import Struct, field
+
+from vpmu.units import Duration, Rate
+
+SCENARIO_VERSION: Final = 1
+DEFAULT_PROFILE: Final = "e5-2699v4-linux-5.0"
+DEFAULT_RECORD_FREQUENCY: Final = 4000
+GP_COUNTERS_HT: Final = 4
+GP_COUNTERS_NO_HT: Final = 8
+
+ZERO = Fraction(0)
+START = Duration(0)
+
+
+class Function(Struct, frozen=True, forbid_unknown_fields=True):
+    """One function of a program written in the scenario; rates are events per instruction."""
+
+    name: str
+    share: Fraction
+    ipc: Fraction = Fraction(1)
+    branches: Fraction = ZERO
+    branch_misses: Fraction = ZERO
+    cache_references: Fraction = ZERO
+    cache_misses: Fraction = ZERO
+    l1_dcache_loads: Fraction = ZERO
+    l1_dcache_stores: Fraction = ZERO
+    l1_dcache_load_misses: Fraction = ZERO
+    l1_icache_load_misses: Fraction = ZERO
+    dtlb_load_misses: Fraction = ZERO
+    dtlb_store_misses: Fraction = ZERO
+    itlb_load_misses: Fraction = ZERO
+    l1d_pending: Fraction = ZERO
+    l1d_stalls: Fraction = ZERO
+    l3_load_misses: Fraction = ZERO
+
+    @property
+    def rates(self) -> dict[str, Fraction]:
+        """Events per instruction, by the names of `vpmu.program.EVENT_KINDS`."""
+        return {name: getattr(self, name) for name in self.__struct_fields__[3:]}
+
+
+class Program(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a thread executes: an imported profile (`file`), or `functions` that share `cycles`."""
+
+    name: str
+    file: str = ""
+    functions: tuple[Function, ...] = ()
+    cycles: int = 0
+
+
+class Host(Struct, frozen=True, forbid_unknown_fields=True):
+    """A physical machine and its kernel."""
+
+    name: str
+    possible_cpus: int
+    hz: int
+    balance_ns: Duration = field(name="balance")
+    sched_latency_ns: Duration = field(name="sched_latency")
+    min_granularity_ns: Duration = field(name="min_granularity")
+    wakeup_granularity_ns: Duration = field(name="wakeup_granularity")
+    cpus: int = 1
+    profile: str = DEFAULT_PROFILE
+    hyperthreading: bool = True
+    watchdog: bool = False
+    noise: bool = True
+    design: str = ""
+    parameters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def gp_counters(self) -> int:
+        """General-purpose counters a logical CPU has: 4 with hyper-threading, 8 without."""
+        return GP_COUNTERS_HT if self.hyperthreading else GP_COUNTERS_NO_HT
+
+
+class Thread(Struct, frozen=True, forbid_unknown_fields=True):
+    """A thread (or `count` equal threads) of a guest."""
+
+    name: str
+    kind: Literal["program", "spin", "sleeper"] = "program"
+    program: str = ""
+    work: Fraction = Fraction(1)
+    vcpu: int | None = None
+    nice: int = 0
+    start_ns: Duration = field(name="start", default=START)
+    count: int = 1
+    wakeups: Rate | None = None
+    process: Literal["memoryless", "regular"] = "memoryless"
+    burst_ns: Duration = field(name="burst", default=START)
+
+    def copies(self) -> tuple[str, ...]:
+        """Names of the threads: the name, or ``name.0``, ``name.1`` and so on when `count` is above 1."""
+        return _copies(self.name, self.count)
+
+    def vcpu_of_copy(self, index: int, vcpus: int) -> int:
+        """Return the vCPU that copy `index` runs on: `vcpu`, or round-robin over all without it."""
+        return index % vcpus if self.vcpu is None else self.vcpu
+
+
+class Session(Struct, frozen=True, forbid_unknown_fields=True):
+    """``perf stat`` or ``perf record`` run inside a guest, on one thread or on whole vCPUs."""
+
+    name: str
+    tool: Literal["stat", "record"]
+    events: tuple[str, ...]
+    thread: str = ""
+    cpu: bool = False
+    vcpu: int | None = None
+    interval_ns: Duration | None = field(name="interval", default=None)
+    frequency: int | None = None
+    period: int | None = None
+    user_only: bool = False
+    start_ns: Duration = field(name="start", default=START)
+    stop_ns: Duration | None = field(name="stop", default=None)
+
+
+class Vm(Struct, frozen=True, forbid_unknown_fields=True):
+    """A VM, or `count` equal VMs."""
+
+    name: str
+    host: str
+    sched_latency_ns: Duration = field(name="sched_latency")
+    min_granularity_ns: Duration = field(name="min_granularity")
+    wakeup_granularity_ns: Duration = field(name="wakeup_granularity")
+    count: int = 1
+    vcpus: int = 1
+    cpus: tuple[int, ...] | Literal["float"] = "float"
+    hz: int = 250
+    watchdog: bool = False
+    start_ns: Duration = field(name="start", default=START)
+    threads: tuple[Thread, ...] = field(name="thread", default=())
+    sessions: tuple[Session, ...] = field(name="session", default=())
+
+    def copies(self) -> tuple[str, ...]:
+        """Names of the VMs: the name itself, or ``name.0``, ``name.1`` and so on when `count` is above 1."""
+        return _copies(self.name, self.count)
+
+    def pinned_cpu(self, copy: int, vcpu: int) -> int | None:
+        """Physical CPU that `vcpu` of copy number `copy` is pinned to, or None if it floats.
+
+        The vCPUs of all copies, in order, take the listed CPUs round-robin.
+        """
+        if self.cpus == "float":
+            return None
+        return self.cpus[(copy * self.vcpus + vcpu) % len(self.cpus)]
+
+
+class Tool(Struct, frozen=True, forbid_unknown_fields=True):
+    """``perf stat`` or ``perf record`` run on the host: on physical CPUs, or attached to vCPU threads."""
+
+    name: str
+    host: str
+    kind: Literal["stat", "record"]
+    events: tuple[str, ...]
+    cpus: tuple[int, ...] | Literal["all"] | None = None
+    vm: str = ""
+    vcpu: int | None = None
+    exclude_guest: bool = True
+    exclude_host: bool = False
+    pinned: bool = False
+    frequency: int | None = None
+    period: int | None = None
+    start_ns: Duration = field(name="start", default=START)
+    stop_ns: Duration | None = field(name="stop", default=None)
+
+
+class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole run: hosts, their guests, what the guests execute and who measures them."""
+
+    version: int
+    until_ns: Duration = field(name="until")
+    seed: int = 0
+    title: str = ""
+    programs: tuple[Program, ...] = field(name="program", default=())
+    hosts: tuple[Host, ...] = field(name="host", default=())
+    vms: tuple[Vm, ...] = field(name="vm", default=())
+    tools: tuple[Tool, ...] = field(name="tool", default=())
+
+    def program(self, name: str) -> Program:
+        """Return the program called `name`; KeyError if there is none."""
+        return _named(self.programs, name)
+
+    def host(self, name: str) -> Host:
+        """Return the host called `name`; KeyError if there is none."""
+        return _named(self.hosts, name)
+
+    def vm(self, name: str) -> Vm:
+        """Return the VM called `name` (not a copy's name); KeyError if there is none."""
+        return _named(self.vms, name)
+
+    def vm_copies(self, name: str) -> tuple[tuple[Vm, int], ...]:
+        """Return the (VM, copy number) pairs of `name`: one copy by its own name, or all by the VM's."""
+        pairs = [(vm, index, copy) for vm in self.vms for index, copy in enumerate(vm.copies())]
+        return tuple((vm, index) for vm, index, copy in pairs if name in (vm.name, copy))
+
+
+_Named = TypeVar("_Named", Program, Host, Vm)
+
+
+def _copies(name: str, count: int) -> tuple[str, ...]:
+    return (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
+
+
+def _named(items: tuple[_Named, ...], name: str) -> _Named:
+    for item in items:
+        if item.name == name:
+            return item
+    raise KeyError(name)
