@@ -11,9 +11,8 @@ import multiprocessing as mp
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -172,11 +171,15 @@ async def hub_answer(conn: Connection) -> float:
     return 0.0
 
 
+def _in_trio(side: Callable[[Connection], Awaitable[float]]) -> Side:
+    return lambda conn: trio.run(side, conn)
+
+
 PAIRS: Final[list[tuple[Side, Side]]] = [
     (raw_stream_send, raw_stream_receive),
-    (partial(trio.run, hub_stream_send), partial(trio.run, hub_stream_receive)),
+    (_in_trio(hub_stream_send), _in_trio(hub_stream_receive)),
     (raw_ask, raw_answer),
-    (partial(trio.run, hub_ask), partial(trio.run, hub_answer)),
+    (_in_trio(hub_ask), _in_trio(hub_answer)),
 ]
 
 

@@ -6,7 +6,7 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """This process tried something that the protocol forbids: our own mistake."""
+    """Our side tried something that the protocol forbids."""
 
 
 class RemoteProtocolError(ProtocolError):

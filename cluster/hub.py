@@ -249,15 +249,14 @@ class Hub:
     ) -> None:
         """Send one frame, waiting while too much waits for that rank; else as `send_nowait`.
 
-        Note that it yields to other tasks once in `BATCH_FRAMES` calls, not in each.
+        Note that it is a checkpoint once in `BATCH_FRAMES` calls and when it waits, not in each call.
         """
         self._since_checkpoint += 1
         if self._since_checkpoint >= BATCH_FRAMES:
             self._since_checkpoint = 0
             await trio.lowlevel.checkpoint()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        await self._link.wait_room(rank)
+        while not self._link.has_room(rank):
+            await self._link.wait_room(rank)
         self.send_nowait(kind, rank, records, to=to, source=source, at_ns=at_ns, request=request)
 
     def _post(
@@ -333,7 +332,7 @@ class Hub:
         except RemoteProtocolError as error:
             raise error.from_rank(rank) from None
         self._next_received[rank] += 1
-        self._received.add(frame.header.kind, frame.header.count)
+        self._received.add(frame.header.kind, frame.header.nr_records)
         return frame
 
     def _verify_link(self, header: Header, rank: int) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import trio
 import zmq
@@ -94,6 +94,7 @@ class Link:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._socket(zmq.ROUTER)
         self._router_fd = self._router.fileno()
+        self._nr_in_a_row = 0
         self._poller = select.poll()
         self._poller.register(self._router_fd, select.POLLIN)
         try:
@@ -131,11 +132,13 @@ class Link:
         finally:
             self._nursery = None
 
+    def has_room(self, rank: int) -> bool:
+        """Return whether a frame for `rank` can be taken now."""
+        return self._peer(rank).backlog_bytes < self._backlog_limit
+
     async def wait_room(self, rank: int) -> None:
-        """Wait until a frame for `rank` can be taken; the caller sends before its next checkpoint."""
-        peer = self._peer(rank)
-        while peer.backlog_bytes >= self._backlog_limit:
-            await peer.room.park()
+        """Wait until a sender before us has gone and there is room; then look again, and send at once."""
+        await self._peer(rank).room.park()
 
     def send_nowait(self, rank: int, frame: bytes) -> None:
         """Send `frame` to `rank`, or queue it behind what waits for that peer.
@@ -179,7 +182,7 @@ class Link:
             try:
                 peer.dealer.send(peer.backlog[0], _NOBLOCK)
             except zmq.Again:
-                while not peer.dealer.get(_EVENTS) & _POLLOUT:
+                while not _events(peer.dealer) & _POLLOUT:
                     await trio.lowlevel.wait_readable(peer.dealer.fileno())
                 continue
             peer.backlog_bytes -= len(peer.backlog.popleft())
@@ -189,10 +192,17 @@ class Link:
     def receive_nowait(self) -> Received | None:
         """Return the next message, or None if there is none; senders take turns."""
         router = self._router
-        if not router.get(_EVENTS) & _POLLIN:
+        # In a stream of messages, EVENTS is read only when it ends.
+        if self._nr_in_a_row < 2 and not _events(router) & _POLLIN:
+            self._nr_in_a_row = 0
             return None
+        try:
+            identity = router.recv(_NOBLOCK)
+        except zmq.Again:
+            self._nr_in_a_row = 0
+            return self.receive_nowait()
+        self._nr_in_a_row += 1
         # A ROUTER puts the sender's id in front of a message, which itself has a part at least.
-        identity = router.recv(_NOBLOCK)
         frame = router.recv(_NOBLOCK)
         if not router.get(_RCVMORE):
             return identity, frame
@@ -223,6 +233,10 @@ class Link:
     def close(self) -> None:
         """Close every socket at once and drop what they hold; closing twice is fine."""
         self._context.destroy(linger=0)
+
+
+def _events(socket: zmq.Socket[bytes]) -> int:
+    return cast(int, socket.get(_EVENTS))
 
 
 def local_endpoint(transport: str, directory: Path | None = None) -> str:

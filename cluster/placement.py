@@ -100,7 +100,9 @@ def _check(hosts: Sequence[HostActors]) -> None:
             seen.add(address)
         for guest, cpu in host.pinned.items():
             if cpu not in host.physical_cpus or guest not in host.vcpus:
-                raise ValueError(f"vcpu {guest} is pinned to physical_cpu {cpu}, not both on host {host.host}")
+                raise ValueError(
+                    f"vcpu {guest} is pinned to physical_cpu {cpu}: not both on host {host.host}"
+                )
 
 
 def _actors(host: HostActors) -> list[Address]:

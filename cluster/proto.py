@@ -1,6 +1,6 @@
 """Layouts of everything that crosses a socket, and nothing else.
 
-A frame is a 64-byte header and `count` records of `words` unsigned 64-bit words each, all
+A frame is a 64-byte header and `nr_records` records of `words` unsigned 64-bit words each, all
 little-endian. `docs/protocol.md` gives the byte layouts; this module is their one implementation.
 """
 
@@ -92,7 +92,7 @@ class Header(NamedTuple):
     destination_actor: int
     source_rank: int
     destination_rank: int
-    count: int
+    nr_records: int
     words: int
     request: int
 
@@ -121,11 +121,11 @@ class Frame:
     def records(self) -> U64Array:
         """The records, uint64[count, words], read-only, a view of the received bytes."""
         flat = np.frombuffer(self.body, U64_DTYPE, offset=HEADER.size)
-        return flat.reshape(self.header.count, self.header.words)
+        return flat.reshape(self.header.nr_records, self.header.words)
 
     def record(self) -> tuple[int, ...]:
         """Return all words of the frame as Python integers; the fast way for a frame of one record."""
-        return _words(self.header.count * self.header.words).unpack_from(self.body, HEADER.size)
+        return _words(self.header.nr_records * self.header.words).unpack_from(self.body, HEADER.size)
 
 
 _STRUCTS: dict[int, struct.Struct] = {}
@@ -145,11 +145,11 @@ def pack_words(words: tuple[int, ...]) -> bytes:
     return _words(len(words)).pack(*words)
 
 
-def pack_records(records: U64Array) -> bytes | memoryview:
-    """Return the payload bytes of uint64[count, words], without a copy where the layout allows."""
+def pack_records(records: U64Array) -> memoryview:
+    """Return uint64[count, words] as a frame carries it: a view where the array's layout allows."""
     if records.dtype != U64_DTYPE or records.ndim != 2:
         raise LocalProtocolError(f"records must be uint64[count, words], not {records.dtype}{records.shape}")
-    return records.tobytes() if records.nbytes <= 4096 else np.ascontiguousarray(records).data.cast("B")
+    return records.data if records.flags.c_contiguous else np.ascontiguousarray(records).data
 
 
 def encode(header: Header, records: U64Array) -> bytes:
@@ -158,7 +158,7 @@ def encode(header: Header, records: U64Array) -> bytes:
     Parameters
     ----------
     header : Header
-        `count` and `words` must be the shape of `records`.
+        `nr_records` and `words` must be the shape of `records`.
     records : uint64[count, words]
         The payload.
 
@@ -167,17 +167,19 @@ def encode(header: Header, records: U64Array) -> bytes:
     LocalProtocolError
         If header and records disagree, the kind's record size is another, or the frame is too long.
     """
-    if records.shape != (header.count, header.words):
-        raise LocalProtocolError(f"header says {header.count} x {header.words}, records are {records.shape}")
+    shape = (header.nr_records, header.words)
+    if records.shape != shape:
+        raise LocalProtocolError(f"header says {shape}, records are {records.shape}")
     return encode_payload(header, pack_records(records))
 
 
 def encode_payload(header: Header, payload: bytes | memoryview) -> bytes:
     """Return one frame whose payload is packed already (`pack_words`, `pack_records`)."""
-    _, fault = _shape_fault(header.kind, header.count, header.words)
-    if fault or len(payload) != header.count * header.words * WORD_BYTES:
-        raise LocalProtocolError(fault or f"{len(payload)} bytes for {header.count} x {header.words} words")
-    return b"".join((HEADER.pack(MAGIC, VERSION, *header), payload))
+    due, fault = _shape_fault(header.kind, header.nr_records, header.words)
+    frame = b"".join((HEADER.pack(MAGIC, VERSION, *header), payload))
+    if fault or len(frame) != due:
+        raise LocalProtocolError(fault or f"frame of {len(frame)} bytes, but its header says {due}")
+    return frame
 
 
 def decode(body: bytes) -> Frame:
@@ -196,12 +198,12 @@ def decode(body: bytes) -> Frame:
     if version != VERSION:
         raise RemoteProtocolError(f"protocol version {version}, expected {VERSION}")
     header = Header._make(fields)
-    due, fault = _shape_fault(header.kind, header.count, header.words)
+    due, fault = _shape_fault(header.kind, header.nr_records, header.words)
     if fault:
         raise RemoteProtocolError(fault)
     if len(body) != due:
         raise RemoteProtocolError(
-            f"frame of {len(body)} bytes, but {header.count} records of {header.words} words make {due}"
+            f"frame of {len(body)} bytes, but {header.nr_records} records of {header.words} words make {due}"
         )
     return Frame(header, body)
 
@@ -295,7 +297,9 @@ def iter_rows(records: U64Array, arena_words: int) -> Iterator[tuple[int, U64Arr
         if position + length > flat.size:
             raise RemoteProtocolError(f"ROWS slice of {length} words, {flat.size - position} are left")
         if offset + length > arena_words:
-            raise RemoteProtocolError(f"ROWS slice {offset}+{length} is outside an arena of {arena_words} words")
+            raise RemoteProtocolError(
+                f"ROWS slice {offset}+{length} is outside an arena of {arena_words} words"
+            )
         yield offset, flat[position : position + length]
         position += length
 

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba.core import config as numba_config
+from numba.core.registry import cpu_target
 
 from vpmu.kernels import jit_cache
 
@@ -24,8 +25,8 @@ Arena = npt.NDArray[np.uint64]
 
 _config: Any = numba_config  # its attributes are made at import, out of the environment
 
-_INNER_LEVEL = 1
-_ENTRY_LEVEL = 3
+_FLAGS: Any = {"nogil": True, "boundscheck": False, "error_model": "numpy", "no_cfunc_wrapper": True}
+_typing_context: Any = cpu_target.typing_context
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -33,7 +34,7 @@ _extra_sources: tuple[Path, ...] = ()
 
 
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function as all kernels are: cached on disk, without the GIL, without bounds checks.
+    """Compile a function as all kernels are: without the GIL, without bounds checks, as part of what calls it.
 
     Parameters
     ----------
@@ -43,46 +44,84 @@ def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Returns
     -------
     Callable
-        The dispatcher (with ``py_func``, ``signatures`` and ``stats``), typed as the function itself.
+        The dispatcher (with ``py_func``, ``signatures`` and ``stats``), typed as the function itself. Python can call it, too: it is then
+        compiled for that, in every process anew. What a run calls from Python is an `entry`.
     """
-    return _compiled(function, _INNER_LEVEL)
+    compiled = _compiled(function, cache=False)
+    return compiled if _config.DISABLE_JIT else _as_part(compiled)
 
 
 def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a kernel that Python calls in earnest: as `kernel`, with all that it calls optimized in full."""
-    return _compiled(function, _ENTRY_LEVEL)
+    """Compile a kernel that Python calls: as `kernel`, cached on disk together with all that it calls."""
+    return _compiled(function, cache=True)
 
 
-def _compiled(function: Callable[_P, _R], level: int) -> Callable[_P, _R]:
+def _compiled(function: Any, *, cache: bool) -> Any:
     outside = _config.CACHE_DIR
     # numba reads the directory while it decorates; then the process's other users of numba get theirs back.
     _config.CACHE_DIR = str(cache_directory())
     try:
-        compiled: Any = numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")(function)
+        return numba.njit(cache=cache, **_FLAGS)(function)
     finally:
         _config.CACHE_DIR = outside
-    if not _config.DISABLE_JIT:
-        _compile_at(compiled, level)
-    return compiled  # type: ignore[no-any-return]
 
 
-def _compile_at(compiled: Any, level: int) -> None:
-    """Give a kernel an optimization level of its own.
+def _as_part(compiled: Any) -> Any:
+    """Keep a kernel that another one calls from being made into machine code of its own.
 
-    LLVM optimizes a kernel's code again, with all its callees', in every kernel that calls it, however far up, and only the
-    last time counts. At full level all the way, the engine takes minutes to compile.
+    numba would optimize it, with all its callees, emit it and wrap it for Python, and then do the same again in every kernel that
+    calls it, however far up; only the last time counts. Without that the engine compiles in a third of the time.
     """
-    inner = compiled._compiler.compile
+    compiler, add, compile_signature = compiled._compiler, compiled.add_overload, compiled.compile
+    compile_core, customize = compiler._compile_core, compiler._customize_flags
+
+    def customize_flags(flags: Any) -> Any:
+        flags = customize(flags)
+        if _as_callee():
+            flags.no_compile = flags.no_cpython_wrapper = True
+        return flags
 
     def compile_at_level(args: Any, return_type: Any) -> Any:
         outside = _config.OPT
-        _config.OPT = _config._OptLevel(level)
+        _config.OPT = _config._OptLevel(0 if _as_callee() else 3)
         try:
-            return inner(args, return_type)
+            return compile_core(args, return_type)
         finally:
             _config.OPT = outside
 
-    compiled._compiler.compile = compile_at_level
+    def add_overload(result: Any) -> None:
+        if result.entry_point is None:
+            part = _Part()
+            result.library._optimize_final_module = result.library._finalize_specific = _nothing
+            cpu_target.target_context.insert_user_function(part, result.fndesc, [result.library])
+            compiled.overloads[tuple(result.signature.args)] = result._replace(entry_point=part)
+        else:
+            add(result)
+
+    def compile_for(signature: Any) -> Any:
+        made = compiled.overloads.get(signature) if isinstance(signature, tuple) else None
+        if made is not None and isinstance(made.entry_point, _Part) and not _as_callee():
+            del compiled.overloads[signature]
+        return compile_signature(signature)
+
+    compiler._customize_flags = customize_flags
+    compiler._compile_core = compile_at_level
+    compiled.add_overload = add_overload
+    compiled.compile = compile_for
+    return compiled
+
+
+class _Part:
+    """In place of a kernel's entry point: it is compiled as part of others only."""
+
+
+def _nothing() -> None:
+    """Do none of a library's work that only machine code of its own needs."""
+
+
+def _as_callee() -> bool:
+    """Return whether numba is compiling a kernel because another one that is being compiled calls it."""
+    return len(_typing_context.callstack) > 0
 
 
 def cache_directory() -> Path:

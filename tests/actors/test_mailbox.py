@@ -9,14 +9,14 @@ from vpmu.actors.messages import ActorKind, Address, Message, host_perf, observe
 
 
 @given(st.sampled_from(ActorKind), st.integers(0, 2**28 - 1))
-def test_an_address_comes_back_from_its_number(kind, index):
+def test_an_address_comes_back_from_its_number(kind: ActorKind, index: int):
     address = Address(kind, index)
     assert Address.from_number(address.number) == address
     assert 0 < address.number < 2**32
 
 
 @pytest.mark.parametrize("index", [-1, 2**28])
-def test_an_index_that_does_not_fit_is_named(index):
+def test_an_index_that_does_not_fit_is_named(index: int):
     with pytest.raises(ValueError, match=f"actor index {index}"):
         vcpu(index)
 
@@ -31,7 +31,9 @@ def test_the_kinds_have_their_names():
     assert names == ["host_perf 7", "physical_cpu 7", "vcpu 7", "vm 7", "observer 7"]
 
 
-async def test_an_actor_reads_its_mailbox_until_it_is_closed(nursery, autojump_clock):
+async def test_an_actor_reads_its_mailbox_until_it_is_closed(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+):
     mailboxes = Mailboxes()
     inbox = mailboxes.open(vcpu(1), 2)
     heard = []
@@ -64,7 +66,7 @@ def test_a_full_mailbox_does_not_take_more():
         inbox.receive_nowait()
 
 
-async def test_what_is_not_here_goes_out_and_the_sender_cannot_tell(autojump_clock):
+async def test_what_is_not_here_goes_out_and_the_sender_cannot_tell(autojump_clock: trio.testing.MockClock):
     sent = []
     mailboxes = Mailboxes(lambda address, message: sent.append((address, message)))
     inbox = mailboxes.open(vcpu(0), 1)
@@ -76,7 +78,7 @@ async def test_what_is_not_here_goes_out_and_the_sender_cannot_tell(autojump_clo
     assert sent == [(vcpu(1), there), (host_perf(0), there)]
 
 
-async def test_nobody_is_named(autojump_clock):
+async def test_nobody_is_named(autojump_clock: trio.testing.MockClock):
     mailboxes = Mailboxes()
     with pytest.raises(UnknownAddress, match="vcpu 3 has no mailbox"):
         mailboxes.send_nowait(vcpu(3), Message(vm(0), 0))

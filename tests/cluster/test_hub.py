@@ -1,5 +1,7 @@
 import itertools
+from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +14,20 @@ from hypothesis import strategies as st
 from vpmu.actors.messages import host_perf, vcpu
 from vpmu.cluster import proto
 from vpmu.cluster.errors import LocalProtocolError, RemoteProtocolError
-from vpmu.cluster.hub import MAX_REFUSED, Hub
+from vpmu.cluster.hub import BATCH_FRAMES, MAX_REFUSED, Hub
 from vpmu.cluster.link import local_endpoint
-from vpmu.cluster.proto import Header, Kind
+from vpmu.cluster.proto import Frame, Header, Kind
 
 RUN = 0x1234_5678_9ABC_DEF0
 ATTEMPT = 3
 
 
-def open_hub(rank, transport="tcp", directory=None, **bounds):
+def open_hub(rank: int, transport: str = "tcp", directory: Path | None = None, **bounds: int):
     return Hub(local_endpoint(transport, directory), run=RUN, attempt=ATTEMPT, rank=rank, **bounds)
 
 
 @asynccontextmanager
-async def running(*hubs):
+async def running(*hubs: Hub):
     """Connect all hubs with each other, run them, and close them in the end."""
     for hub, peer in itertools.product(hubs, hubs):
         hub.connect(peer.rank, peer.endpoint)
@@ -40,7 +42,7 @@ async def running(*hubs):
 
 
 @asynccontextmanager
-async def raw_dealer(hub, identity):
+async def raw_dealer(hub: Hub, identity: bytes):
     """Speak to a hub past every rule of ours."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.linger = 0
@@ -50,23 +52,28 @@ async def raw_dealer(hub, identity):
         yield dealer
 
 
-def header(**changes):
+def header(**changes: int):
     fields = Header(Kind.ACCESS, RUN, 0, 0, ATTEMPT, 0, 0, 1, 0, 1, 8, 0)
     return fields._replace(**changes)
 
 
-def access(**changes):
+@pytest.fixture
+def private_dir(tmp_path: Path):
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
+def access(**changes: int):
     return proto.encode(header(**changes), np.ones((1, 8), np.uint64))
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-async def test_frames_arrive_complete_and_in_order(transport, tmp_path):
-    tmp_path.chmod(0o700)
-    one, two = (open_hub(rank, transport, tmp_path) for rank in (0, 1))
+async def test_frames_arrive_complete_and_in_order(transport: str, private_dir: Path):
+    one, two = (open_hub(rank, transport, private_dir) for rank in (0, 1))
     sent = [np.full((number % 7, 8), number, np.uint64) for number in range(1000)]
     arrived, all_arrived = [], trio.Event()
 
-    def collect(frame):
+    def collect(frame: Frame):
         arrived.append(frame)
         if len(arrived) == len(sent):
             all_arrived.set()
@@ -74,9 +81,8 @@ async def test_frames_arrive_complete_and_in_order(transport, tmp_path):
     two.on_actor(vcpu(5), collect)
     async with running(one, two):
         for number, records in enumerate(sent):
-            await one.send(
-                Kind.RECORDS, 1, records, to=vcpu(5).number, source=host_perf(0).number, at_ns=number, request=7
-            )
+            actors = {"to": vcpu(5).number, "source": host_perf(0).number}
+            await one.send(Kind.RECORDS, 1, records, **actors, at_ns=number, request=7)
         await all_arrived.wait()
 
     for number, frame in enumerate(arrived):
@@ -90,24 +96,24 @@ async def test_frames_arrive_complete_and_in_order(transport, tmp_path):
 
 
 @pytest.mark.parametrize("nr_hubs", [1, 2])
-async def test_a_handler_answers_at_once_also_over_the_own_socket(nr_hubs):
+async def test_a_handler_answers_at_once_also_over_the_own_socket(nr_hubs: int):
     hubs = [open_hub(rank) for rank in range(nr_hubs)]
     asking, answering = hubs[0], hubs[-1]
     answers, done = [], trio.Event()
 
-    def answer(frame):
+    def answer(frame: Frame):
         answering.send_record_nowait(
             Kind.ACCESS_DONE, 0, frame.record(), to=frame.header.source_actor, request=frame.header.request
         )
 
-    def hear(frame):
+    def hear(frame: Frame):
         answers.append((frame.header.request, frame.record()))
         if len(answers) < 50:
             ask(len(answers))
         else:
             done.set()
 
-    def ask(number):
+    def ask(number: int):
         asking.send_record_nowait(
             Kind.ACCESS, answering.rank, (number,) * 8, source=vcpu(1).number, request=number
         )
@@ -130,9 +136,9 @@ async def test_a_handler_answers_at_once_also_over_the_own_socket(nr_hubs):
         (proto.routing_id(RUN, ATTEMPT, 9), "rank 9 is not in this gang"),
     ],
 )
-async def test_a_stranger_is_refused_and_named_and_changes_nothing(identity, reason):
+async def test_a_stranger_is_refused_and_named_and_changes_nothing(identity: bytes, reason: str):
     one, two = open_hub(0), open_hub(1)
-    taken = trio.open_memory_channel(10)
+    taken = trio.open_memory_channel[Frame](10)
     one.on_kind(Kind.ACCESS, taken[0].send)
     async with running(one, two), raw_dealer(one, identity) as stranger:
         # A frame that would be right from rank 1, bytes that are no frame, and a message of parts.
@@ -160,10 +166,10 @@ async def test_many_strangers_do_not_fill_the_memory():
     assert len(one.refused) == MAX_REFUSED
 
 
-async def failure_of_rank_1(*messages):
+async def failure_of_rank_1(*messages: list[bytes]):
     """Send raw messages as rank 1; return what the hub of rank 0 fails with, and what it took."""
     one = open_hub(0)
-    taken = []
+    taken: list[Frame] = []
     one.on_kind(Kind.ACCESS, taken.append)
     one.on_kind(Kind.PMI, lambda frame: proto.unpack_bytes(frame.records))
     one.admit(1)
@@ -191,11 +197,16 @@ async def failure_of_rank_1(*messages):
         ([[access(destination_rank=4)]], "frame from rank 1 to rank 4, expected from 1 to 0"),
         ([[access(kind=Kind.ACCESS_DONE)]], "ACCESS_DONE frame, which nobody takes here"),
         ([[access(kind=Kind.RECORDS, destination_actor=vcpu(4).number)]], "RECORDS frame for vcpu 4"),
-        ([[access(kind=Kind.RECORDS, destination_actor=3)]], "RECORDS frame for actor 0x3, which is not here"),
+        (
+            [[access(kind=Kind.RECORDS, destination_actor=3)]],
+            "RECORDS frame for actor 0x3, which is not here",
+        ),
         ([[access(kind=Kind.PMI)]], "1 bytes in a payload of 8 words"),
     ],
 )
-async def test_a_rank_that_breaks_the_rules_fails_the_attempt_by_name(messages, reason):
+async def test_a_rank_that_breaks_the_rules_fails_the_attempt_by_name(
+    messages: list[list[bytes]], reason: str
+):
     failure, taken = await failure_of_rank_1(*messages)
     assert failure.startswith("rank 1: ")
     assert reason in failure
@@ -204,7 +215,7 @@ async def test_a_rank_that_breaks_the_rules_fails_the_attempt_by_name(messages, 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=150), st.data())
-async def test_no_bytes_from_a_rank_do_more_than_fail_the_attempt(noise, data):
+async def test_no_bytes_from_a_rank_do_more_than_fail_the_attempt(noise: bytes, data: st.DataObject):
     body = bytearray(access())
     body[: len(noise)] = noise
     cut = data.draw(st.integers(0, len(body)))
@@ -232,7 +243,7 @@ async def test_a_full_way_holds_the_sender_back_and_loses_nothing():
     records = np.zeros((1024, 8), np.uint64)
     arrived, all_arrived = [], trio.Event()
 
-    def collect(frame):
+    def collect(frame: Frame):
         arrived.append(frame.header.request)
         if len(arrived) == nr_taken + 100:
             all_arrived.set()
@@ -247,7 +258,7 @@ async def test_a_full_way_holds_the_sender_back_and_loses_nothing():
             assert nr_taken < 1000
             assert one.statistics().frames_sent == {Kind.RECORDS: nr_taken}
 
-            for number in range(100):
+            for _ in range(100):
                 nursery.start_soon(one.send, Kind.RECORDS, 1, records)
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert one.statistics().frames_sent[Kind.RECORDS] < nr_taken + 100
@@ -257,7 +268,7 @@ async def test_a_full_way_holds_the_sender_back_and_loses_nothing():
     assert arrived[:nr_taken] == list(range(1, nr_taken + 1))
 
 
-async def fill(hub, records):
+async def fill(hub: Hub, records: proto.U64Array):
     """Send until nothing is taken for a while any more; return how many were."""
     nr_taken = nr_refused = 0
     while nr_refused < 200:
@@ -300,6 +311,26 @@ async def test_one_loud_peer_starves_neither_the_others_nor_the_process():
         nursery.cancel_scope.cancel()
 
 
+async def test_no_more_than_two_batches_are_dispatched_between_turns_of_another_task():
+    one = open_hub(0, high_water_frames=5000)
+    turns = 0
+    turn_of_frame: list[int] = []
+    one.on_kind(Kind.ACCESS, lambda frame: turn_of_frame.append(turns))
+
+    async def other_task():
+        nonlocal turns
+        while len(turn_of_frame) < 5000:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with running(one):
+        for _ in range(5000):
+            one.send_record_nowait(Kind.ACCESS, 0, (0,) * 8)
+        await other_task()
+    # Two, since trio may run the hub last in one round of its tasks and first in the next.
+    assert max(Counter(turn_of_frame).values()) <= 2 * BATCH_FRAMES
+
+
 async def test_our_own_mistakes_are_local():
     one = open_hub(0)
     with one:
@@ -331,7 +362,7 @@ async def test_a_hub_without_a_gang_goes_at_once():
         await one.wait_go()
 
 
-def test_endpoints_of_this_machine(tmp_path):
+def test_endpoints_of_this_machine(tmp_path: Path):
     tmp_path.chmod(0o700)
     assert local_endpoint("ipc", tmp_path).startswith(f"ipc://{tmp_path}/")
     tmp_path.chmod(0o750)

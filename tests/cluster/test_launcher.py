@@ -6,13 +6,14 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from vpmu.cluster.errors import GangError
 from vpmu.cluster.gang import RESULT_CHUNK_BYTES
-from vpmu.cluster.launcher import load_entry, rank_main, run_gang
+from vpmu.cluster.launcher import OnDone, load_entry, rank_main, run_gang
 from vpmu.cluster.proto import Kind
 
 ENTRIES = "tests.cluster.gang_entries:"
@@ -21,13 +22,13 @@ ENTRIES = "tests.cluster.gang_entries:"
 class ThreadWorkers:
     """Ranks in threads of this process: all of a gang but the processes."""
 
-    def __init__(self, nr_ranks, directory):
-        self._threads = []
+    def __init__(self, nr_ranks: int, directory: Path) -> None:
+        self._threads: list[threading.Thread] = []
 
     def start(self):
         """Nothing to bring up."""
 
-    def submit(self, rank, spec, on_done):
+    def submit(self, rank: int, spec: bytes, on_done: OnDone):
         thread = threading.Thread(target=lambda: on_done(rank, rank_main(spec, rank)))
         self._threads.append(thread)
         thread.start()
@@ -38,24 +39,24 @@ class ThreadWorkers:
             assert not thread.is_alive()
 
 
-async def run_in_threads(nr_ranks, entry, payload=b"", **options):
+async def run_in_threads(nr_ranks: int, entry: str, payload: bytes = b"", **options: Any):
     with trio.fail_after(30):
         return await run_gang(nr_ranks, ENTRIES + entry, payload, open_workers=ThreadWorkers, **options)
 
 
-async def failure_of(entry, payload=b"", **options):
+async def failure_of(entry: str, payload: bytes = b"", **options: Any):
     with pytest.raises(GangError) as caught:
         await run_in_threads(2, entry, payload, **options)
     return caught.value
 
 
-def hops(rank, nr_ranks, nr_hops):
+def hops(rank: int, nr_ranks: int, nr_hops: int):
     """Hop h is received by rank h modulo the number of ranks."""
     return bytes(hop for hop in range(1, nr_hops + 1) if hop % nr_ranks == rank)
 
 
 @pytest.mark.parametrize("nr_ranks", [2, 3])
-async def test_a_ring_of_processes(nr_ranks):
+async def test_a_ring_of_processes(nr_ranks: int):
     with trio.fail_after(60):
         results = await run_gang(nr_ranks, ENTRIES + "ring", bytes([nr_ranks, 12]))
     assert results == [hops(rank, nr_ranks, 12) for rank in range(nr_ranks)]
@@ -76,8 +77,8 @@ async def test_a_cancelled_start_leaves_no_process():
     assert multiprocessing.active_children() == []
 
 
-def processes_of_group(group):
-    """Return the processes of a group, but for zombies and multiprocessing's tracker, which ends by itself."""
+def processes_of_group(group: int):
+    """Return the processes of a group, but zombies and multiprocessing's tracker, which ends by itself."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -91,7 +92,7 @@ def processes_of_group(group):
 
 
 @contextmanager
-def gang_in_a_process(entry):
+def gang_in_a_process(entry: str):
     """Run a gang from a program, in a process group of its own; yield once all ranks go."""
     start = f"trio.run(run_gang, 2, '{ENTRIES}{entry}', b'')"
     program = f"import trio\nfrom vpmu.cluster.launcher import run_gang\nif __name__ == '__main__': {start}"
@@ -104,6 +105,7 @@ def gang_in_a_process(entry):
         text=True,
     ) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline() == "going\n"
             yield process
         finally:
@@ -124,13 +126,13 @@ def test_ctrl_c_ends_everything_and_is_one_error():
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 @pytest.mark.parametrize("nr_ranks", [1, 2, 5])
-async def test_a_ring_of_threads(nr_ranks, transport):
+async def test_a_ring_of_threads(nr_ranks: int, transport: str):
     results = await run_in_threads(nr_ranks, "ring", bytes([nr_ranks, 30]), transport=transport)
     assert results == [hops(rank, nr_ranks, 30) for rank in range(nr_ranks)]
 
 
 @pytest.mark.parametrize("nr_bytes", [0, 1, RESULT_CHUNK_BYTES])
-async def test_results_of_any_length_come_home(nr_bytes):
+async def test_results_of_any_length_come_home(nr_bytes: int):
     payload = bytes(nr_bytes)
     assert await run_in_threads(2, "echo", payload) == [payload * 9] * 2
 
@@ -163,7 +165,7 @@ async def test_only_the_coordinator_commands():
     ("kind", "reason"),
     [(Kind.HELLO, "a second HELLO"), (Kind.READY, "READY out of turn"), (Kind.RESULT, "RESULT out of turn")],
 )
-async def test_frames_of_the_base_out_of_turn_fail_the_attempt(kind, reason):
+async def test_frames_of_the_base_out_of_turn_fail_the_attempt(kind: Kind, reason: str):
     error = await failure_of("rank_1_gets_it_wrong", bytes([kind]))
     assert (error.rank, error.reason) == (1, reason)
 

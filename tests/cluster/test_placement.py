@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpmu.actors.messages import ActorKind, host_perf, physical_cpu, vcpu
-from vpmu.cluster.placement import HostActors, place
+from vpmu.cluster.placement import HostActors, Policy, place
 
 
 @st.composite
-def host_lists(draw):
+def host_lists(draw: st.DrawFn):
     hosts, next_cpu, next_vcpu = [], 0, 0
     for host in range(draw(st.integers(1, 5))):
         cpus = range(next_cpu, next_cpu + draw(st.integers(1, 9)))
@@ -20,7 +20,7 @@ def host_lists(draw):
     return hosts
 
 
-def addresses(hosts):
+def addresses(hosts: list[HostActors]):
     for host in hosts:
         yield host_perf(host.host)
         yield from map(physical_cpu, host.physical_cpus)
@@ -28,7 +28,9 @@ def addresses(hosts):
 
 
 @given(host_lists(), st.integers(1, 12), st.sampled_from(["packed", "spread"]))
-def test_every_actor_is_placed_once_and_always_alike(hosts, nr_workers, policy):
+def test_every_actor_is_placed_once_and_always_alike(
+    hosts: list[HostActors], nr_workers: int, policy: Policy
+):
     placement = place(nr_workers, policy, hosts)
 
     assert set(placement.rank_of) == set(addresses(hosts))
@@ -39,7 +41,7 @@ def test_every_actor_is_placed_once_and_always_alike(hosts, nr_workers, policy):
 
 
 @given(host_lists(), st.integers(1, 12))
-def test_packed_keeps_hosts_whole_and_pinned_vcpus_beside_their_cpu(hosts, nr_workers):
+def test_packed_keeps_hosts_whole_and_pinned_vcpus_beside_their_cpu(hosts: list[HostActors], nr_workers: int):
     rank_of = place(nr_workers, "packed", hosts).rank_of
     for host in hosts:
         ranks = {rank_of[address] for address in addresses([host])}
@@ -52,7 +54,7 @@ def test_packed_keeps_hosts_whole_and_pinned_vcpus_beside_their_cpu(hosts, nr_wo
 
 
 @given(st.integers(1, 20), st.integers(1, 8))
-def test_packed_splits_one_host_evenly(nr_cpus, nr_workers):
+def test_packed_splits_one_host_evenly(nr_cpus: int, nr_workers: int):
     rank_of = place(nr_workers, "packed", [HostActors(0, range(nr_cpus))]).rank_of
     loads = Counter(rank for address, rank in rank_of.items() if address.kind == ActorKind.PHYSICAL_CPU)
     per_rank = [loads[rank] for rank in range(nr_workers)]
@@ -60,7 +62,7 @@ def test_packed_splits_one_host_evenly(nr_cpus, nr_workers):
 
 
 @given(host_lists(), st.integers(3, 12))
-def test_spread_keeps_the_roles_apart(hosts, nr_workers):
+def test_spread_keeps_the_roles_apart(hosts: list[HostActors], nr_workers: int):
     placement = place(nr_workers, "spread", hosts)
     for rank in range(nr_workers):
         assert len({address.kind for address in placement.actors_of(rank)}) <= 1
@@ -89,6 +91,6 @@ def test_spread_over_more_workers_divides_cpus_and_vcpus():
         (1, "packed", [HostActors(0, [0], [0], {0: 7})], "pinned to physical_cpu 7"),
     ],
 )
-def test_nonsense_is_named(nr_workers, policy, hosts, message):
+def test_nonsense_is_named(nr_workers: int, policy: Policy, hosts: list[HostActors], message: str):
     with pytest.raises(ValueError, match=message):
         place(nr_workers, policy, hosts)
