@@ -92,7 +92,7 @@ def _as_part(compiled: Any) -> Any:
     def add_overload(result: Any) -> None:
         if result.entry_point is None:
             part = _Part()
-            result.library._optimize_final_module = result.library._finalize_specific = _nothing
+            _only_link(result.library)
             cpu_target.target_context.insert_user_function(part, result.fndesc, [result.library])
             compiled.overloads[tuple(result.signature.args)] = result._replace(entry_point=part)
         else:
@@ -115,8 +115,15 @@ class _Part:
     """In place of a kernel's entry point: it is compiled as part of others only."""
 
 
-def _nothing() -> None:
-    """Do none of a library's work that only machine code of its own needs."""
+def _only_link(library: Any) -> None:
+    """Make a part's library ready to be linked into others, and for nothing else."""
+
+    def finalize_final_module() -> None:
+        library._finalize_dynamic_globals()
+        library._finalized = True
+
+    library._optimize_final_module = lambda: None
+    library._finalize_final_module = finalize_final_module
 
 
 def _as_callee() -> bool:
