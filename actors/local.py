@@ -1,0 +1,51 @@
+"""A machine run in one process: the kernels advance it, the log is drained, nobody else is asked."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from vpmu.actors.machine import Machine
+from vpmu.kernels.advance import advance
+from vpmu.kernels.columns import P_NOW, R_LOG_COUNT
+from vpmu.kernels.engine import STOP_LOG, STOP_WINDOW
+from vpmu.kernels.jit import U64, Arena
+from vpmu.kernels.log import RECORD_WORDS
+
+STEPS = 1_000_000
+"""Engine steps of one kernel call: about 0.1 s of work."""
+
+OnRecords = Callable[[Arena], None]
+"""Takes records, ``uint64[n, RECORD_WORDS]``, a view that the next kernel call overwrites."""
+
+
+def drain_log(machine: Machine) -> Arena:
+    """Return the records since the last call as ``uint64[n, RECORD_WORDS]``, a view, and make room for more."""
+    count = int(machine.arena[R_LOG_COUNT])
+    machine.arena[R_LOG_COUNT] = U64(0)
+    return machine.log[: count * RECORD_WORDS].reshape(count, RECORD_WORDS)
+
+
+def steps(machine: Machine, until_ns: int | None = None) -> Iterator[Arena]:
+    """Advance a machine to its end, or to ``until_ns``, a budget at a time; yield the records of each.
+
+    The caller gets its turn about every tenth of a second and may stop for good at any yield.
+    """
+    until = np.uint64(machine.until_ns if until_ns is None else until_ns)
+    while True:
+        stop = advance(machine.arena, machine.log, until, U64(STEPS))
+        yield drain_log(machine)
+        if stop == STOP_WINDOW:
+            return
+        assert stop == STOP_LOG or machine.arena[R_LOG_COUNT] == 0
+
+
+def run_machine(machine: Machine, on_records: OnRecords | None = None, until_ns: int | None = None) -> None:
+    """Advance a machine to its end, or to ``until_ns``, in the calling thread."""
+    for records in steps(machine, until_ns):
+        if on_records is not None and len(records):
+            on_records(records)
+
+
+def clock_ns(machine: Machine) -> int:
+    """Return how far the slowest physical CPU has come."""
+    return min(int(machine.arena[pcpu.offset + int(P_NOW)]) for pcpu in machine.pcpus)
