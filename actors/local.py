@@ -19,7 +19,7 @@ OnRecords = Callable[[Arena], None]
 
 
 def drain_log(machine: Machine) -> Arena:
-    """Return the records since the last call as ``uint64[n, RECORD_WORDS]``, a view, and make room for more."""
+    """Return the records since the last call, ``uint64[n, RECORD_WORDS]``, a view, and make room for more."""
     count = int(machine.arena[R_LOG_COUNT])
     machine.arena[R_LOG_COUNT] = U64(0)
     return machine.log[: count * RECORD_WORDS].reshape(count, RECORD_WORDS)

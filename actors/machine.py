@@ -1,6 +1,7 @@
 """A machine to run: the arena with every actor's row, and the directory that says whose row is where.
 
-It is built from a scenario (`vpmu.build`), the same in every process of a run: offsets mean the same everywhere.
+It is built from a scenario (`vpmu.build`), the same in every process of a run: offsets mean the same
+everywhere.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class ThreadEntry:
 
 @dataclass(frozen=True, slots=True)
 class SessionEntry:
-    """A perf session of a guest: its name, tool, event names, thread (empty if it is the CPU's), row and first event row."""
+    """A perf session of a guest: name, tool, event names, thread (empty if the CPU's), row, first event."""
 
     name: str
     tool: str
@@ -48,7 +49,7 @@ class SessionEntry:
 
 @dataclass(frozen=True, slots=True)
 class VcpuEntry:
-    """A virtual CPU: its number in the run, its VM's name, its number in the VM, its host's index, its rows."""
+    """A virtual CPU: number in the run, its VM's name, number in the VM, its host's index, its rows."""
 
     index: int
     vm: str

@@ -1,7 +1,8 @@
 """One call advances every physical CPU of a process to the end of a window, host by host.
 
-The physical CPUs of a host run side by side. Where one needs the host-wide reservation it stops, and is served in the order of
-(time, CPU) once no other CPU of the host can still ask earlier; so neither the window's length nor the order of CPUs changes a byte.
+The physical CPUs of a host run side by side. Where one needs the host-wide reservation it stops, and is
+served in the order of (time, CPU) once no other CPU of the host can still ask earlier; so neither the
+window's length nor the order of CPUs changes a byte.
 """
 
 import numpy as np
@@ -66,7 +67,7 @@ def _run_all(s: Arena, log: Arena, h: np.uint64, until: np.uint64) -> np.uint64:
 
 @kernel
 def first_request(s: Arena, h: np.uint64, until: np.uint64) -> np.uint64:
-    """Return the physical CPU whose request for the reservation comes first before ``until``, 0 if none can be served yet."""
+    """Return the physical CPU whose request for the reservation comes next, 0 if none can be served."""
     best = U0
     at = until
     p = s[h + H_PCPUS]
@@ -119,7 +120,7 @@ def _waiting_vcpu(s: Arena, p: np.uint64) -> np.uint64:
 
 @kernel
 def balance(s: Arena, h: np.uint64) -> None:
-    """Move waiting vCPUs from the busiest to the idlest physical CPUs of a host until none has two more than another."""
+    """Move waiting vCPUs from busy to idle physical CPUs of a host until none has two more than another."""
     first = s[h + H_PCPUS]
     for _ in range(s[h + H_NR_PCPUS]):
         busiest, idlest = busiest_and_idlest(s, first, s[h + H_NR_PCPUS], _PCPU)
@@ -164,7 +165,8 @@ def advance(s: Arena, log: Arena, until: np.uint64, steps: np.uint64) -> np.uint
     until : uint64, ns
         The window's end.
     steps : uint64
-        Budget: engine steps and accesses, about 0.1 s of work, so that Ctrl-C and heartbeats get their turn. It changes no result.
+        Budget: engine steps and accesses, about 0.1 s of work, so that Ctrl-C and heartbeats get their turn.
+        It changes no result.
 
     Returns
     -------

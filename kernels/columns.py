@@ -2,11 +2,12 @@
 
 All state of a process is one flat ``uint64`` array, the arena. Every kind of actor has a table in it,
 ``uint64[rows, columns]``; a row is named by the absolute offset of its first word and a column by a constant
-of this module, so kernels read ``s[v + V_GLOBAL_CTRL]``. Since offsets are the same in every process of a run, a row
-moves between processes by copying its words.
+of this module, so kernels read ``s[v + V_GLOBAL_CTRL]``. Since offsets are the same in every process of a
+run, a row moves between processes by copying its words.
 
-Counters have three index spaces that never mix: the MSR number, the RDPMC index, and the *slot* used here (general-purpose
-counters 0 to 7, fixed counters 8 to 10). KVM's internal index (fixed from 32) appears only as bit numbers of masks.
+Counters have three index spaces that never mix: the MSR number, the RDPMC index, and the *slot* used here
+(general-purpose counters 0 to 7, fixed counters 8 to 10). KVM's internal index (fixed from 32) appears only
+as bit numbers of masks.
 """
 
 from typing import Final
@@ -42,7 +43,7 @@ class Row:
         return self.used
 
 
-# --- Run: one row at offset 0 ----------------------------------------------------------------------------------
+# --- Run: one row at offset 0 -------------------------------------------------------------------------------
 _row = Row()
 R_SEED = _row.word()
 R_COSTS = _row.word()
@@ -70,7 +71,7 @@ R_SCRATCH = _row.words(64)
 """The solver's constraint masks and assignment."""
 RUN_COLUMNS: Final = _row.width()
 
-# --- Host ------------------------------------------------------------------------------------------------------
+# --- Host ---------------------------------------------------------------------------------------------------
 _row = Row()
 H_ID = _row.word()
 H_PCPUS = _row.word()
@@ -99,7 +100,7 @@ H_REMOTE = _row.word()
 """1 if this process does not own the host perf actor of this host."""
 HOST_COLUMNS: Final = _row.width()
 
-# --- perf: cpu_hw_events of one CPU, of a guest or a host --------------------------------------------------------
+# --- perf: cpu_hw_events of one CPU, of a guest or a host ---------------------------------------------------
 _row = Row()
 U_NR_GP = _row.word()
 U_NR_FIXED = _row.word()
@@ -152,7 +153,7 @@ U_QUEUE = _row.word()
 """Offset of the queue that this CPU's accesses go to."""
 CPU_HW_COLUMNS: Final = _row.width()
 
-# --- Queue of micro-operations (ring) ------------------------------------------------------------------------------
+# --- Queue of micro-operations (ring) -----------------------------------------------------------------------
 QUEUE_SIZE: Final = 64
 _row = Row()
 Q_HEAD = _row.word()
@@ -160,7 +161,7 @@ Q_COUNT = _row.word()
 Q_OPS = _row.words(2 * QUEUE_SIZE)
 QUEUE_COLUMNS: Final = _row.width()
 
-# --- perf event ------------------------------------------------------------------------------------------------
+# --- perf event ---------------------------------------------------------------------------------------------
 _row = Row()
 E_STATE = _row.word()
 E_FLAGS = _row.word()
@@ -196,6 +197,8 @@ E_OWNER = _row.word()
 E_SAMPLES = _row.word()
 E_THROTTLES = _row.word()
 E_PMIS = _row.word()
+E_SHORT = _row.word()
+"""Events that reads of its counter missed against the truth."""
 EVENT_COLUMNS: Final = _row.width()
 
 RUN_STOPPED: Final = U64(0)
@@ -220,7 +223,7 @@ FLAG_WATCHDOG: Final = U64(64)
 FLAG_HELD: Final = U64(128)
 """KVM drives the counter itself: host perf assigns it and leaves its state alone."""
 
-# --- perf context ------------------------------------------------------------------------------------------------
+# --- perf context -------------------------------------------------------------------------------------------
 CONTEXT_CAPACITY: Final = 24
 _row = Row()
 C_COUNT = _row.word()
@@ -231,7 +234,7 @@ C_EVENTS = _row.words(CONTEXT_CAPACITY)
 """Offsets of events in scheduling order (pinned and flexible mixed; each class keeps its order)."""
 CONTEXT_COLUMNS: Final = _row.width()
 
-# --- Physical CPU --------------------------------------------------------------------------------------------------
+# --- Physical CPU -------------------------------------------------------------------------------------------
 CAUSES: Final = 16
 _row = Row()
 P_ID = _row.word()
@@ -335,7 +338,7 @@ P_CPU_HW = _row.words(CPU_HW_COLUMNS)
 P_QUEUE = _row.words(QUEUE_COLUMNS)
 PCPU_COLUMNS: Final = _row.width()
 
-# --- vCPU: KVM's side ------------------------------------------------------------------------------------------------
+# --- vCPU: KVM's side ---------------------------------------------------------------------------------------
 REQUESTS: Final = 24
 _row = Row()
 V_ID = _row.word()
@@ -419,7 +422,7 @@ V_EXITS = _row.word()
 V_MIGRATIONS = _row.word()
 VCPU_COLUMNS: Final = _row.width()
 
-# --- Guest: the operating system in a vCPU ---------------------------------------------------------------------------
+# --- Guest: the operating system in a vCPU ------------------------------------------------------------------
 WATCH_COLUMNS: Final = 4
 _row = Row()
 G_ID = _row.word()
@@ -443,7 +446,7 @@ G_INTERVAL_AT = _row.word()
 G_TIMER_AT = _row.word()
 """The earliest of all timers."""
 G_RETRIES = _row.word()
-"""Timer interrupts handled back to back; when the first began; until when the clock event device then rests."""
+"""Timer interrupts handled back to back; when the first began; until when the clock event device rests."""
 G_TIMER_FROM = _row.word()
 G_HOLD_UNTIL = _row.word()
 G_TICK_FROM = _row.word()
@@ -536,7 +539,7 @@ W_CPL: Final = U64(1)
 W_LEFT: Final = U64(2)
 W_RETIRED: Final = U64(3)
 
-# --- Guest thread ----------------------------------------------------------------------------------------------------
+# --- Guest thread -------------------------------------------------------------------------------------------
 _row = Row()
 TH_ID = _row.word()
 TH_TYPE = _row.word()
@@ -560,7 +563,7 @@ TH_MISSED = _row.word()
 """Wake-ups that came while it was still awake."""
 THREAD_COLUMNS: Final = _row.width()
 
-# --- perf session of a guest -----------------------------------------------------------------------------------------
+# --- perf session of a guest --------------------------------------------------------------------------------
 _row = Row()
 S_ID = _row.word()
 S_CONTEXT = _row.word()
@@ -576,7 +579,7 @@ S_NR_EVENTS = _row.word()
 S_INTERVALS = _row.word()
 SESSION_COLUMNS: Final = _row.width()
 
-# --- Host tool on one CPU --------------------------------------------------------------------------------------------
+# --- Host tool on one CPU -----------------------------------------------------------------------------------
 _row = Row()
 TO_ID = _row.word()
 TO_START_AT = _row.word()

@@ -1,7 +1,7 @@
-"""Advancing physical CPUs: guest code, accesses and exits, host perf calls, interrupts, switches, until a stop.
+"""Advancing physical CPUs: guest code, accesses, exits, host perf calls, interrupts, switches, to a stop.
 
-A physical CPU is a state machine; one step takes it from one decision to the next. It stops where it needs someone
-else, and goes on, when that is done, as if nothing had been.
+A physical CPU is a state machine; one step takes it from one decision to the next. It stops where it needs
+someone else, and goes on, when that is done, as if nothing had been.
 """
 
 import numpy as np
@@ -209,6 +209,7 @@ def begin_call(s: Arena, p: np.uint64, call: np.uint64, v: np.uint64, slot: np.u
 
 @kernel
 def _needs_reservation(s: Arena, p: np.uint64, call: np.uint64) -> bool:
+    """Return whether a call may take the host's count of PMU users up from zero."""
     if s[s[p + P_HOST] + H_HELD] != U0:
         return False
     return call == CALL_TOOL_OPEN or (call == CALL_CREATE and s[s[p + P_CALL_VCPU] + V_NR_EVENTS] == U0)
@@ -216,6 +217,7 @@ def _needs_reservation(s: Arena, p: np.uint64, call: np.uint64) -> bool:
 
 @kernel
 def _gives_up_reservation(s: Arena, p: np.uint64, call: np.uint64) -> bool:
+    """Return whether a call may take the host's count of PMU users down to zero."""
     if s[s[p + P_HOST] + H_HELD] != U0:
         return False
     return call == CALL_TOOL_CLOSE or (call == CALL_RELEASE and s[s[p + P_CALL_VCPU] + V_NR_EVENTS] == U0)
@@ -223,6 +225,7 @@ def _gives_up_reservation(s: Arena, p: np.uint64, call: np.uint64) -> bool:
 
 @kernel
 def _stop(s: Arena, p: np.uint64, stop: np.uint64) -> np.uint64:
+    """Note that a physical CPU needs somebody else, and since when."""
     s[p + P_STOP] = stop
     s[p + P_STOP_AT] = s[p + P_NOW]
     return stop
@@ -230,7 +233,7 @@ def _stop(s: Arena, p: np.uint64, stop: np.uint64) -> np.uint64:
 
 @kernel
 def _call_step(s: Arena, p: np.uint64) -> np.uint64:
-    """Take a call to host perf one stage on: reservation, work, giving the reservation up, the design's answer."""
+    """Take a call to host perf one stage on: reservation, work, its release, the design's answer."""
     call = s[p + P_CALL]
     stage = s[p + P_CALL_STAGE]
     if stage == STAGE_NEW:
@@ -258,6 +261,7 @@ def _call_step(s: Arena, p: np.uint64) -> np.uint64:
 
 @kernel
 def _call_done(s: Arena, p: np.uint64, call: np.uint64) -> None:
+    """Hand host perf's answer to the design, or set the next timer of a tool."""
     v = s[p + P_CALL_VCPU]
     now = s[p + P_NOW]
     s[p + P_CALL] = CALL_NONE
@@ -323,6 +327,7 @@ def set_tool_timer(s: Arena, p: np.uint64) -> None:
 
 @kernel
 def _begin_tool(s: Arena, p: np.uint64) -> None:
+    """Open or close the host tool whose time has come."""
     now = s[p + P_NOW]
     tool = s[p + P_TOOLS]
     while True:
@@ -370,6 +375,7 @@ def _pick_turn(s: Arena, p: np.uint64, until: np.uint64) -> np.uint64:
 
 @kernel
 def _idle(s: Arena, p: np.uint64, to: np.uint64, until: np.uint64) -> np.uint64:
+    """Let an idle physical CPU's time pass."""
     s[p + P_IDLE] = U1
     s[p + P_CAUSES + CAUSE_IDLE] += to - s[p + P_NOW]
     s[p + P_NOW] = to
@@ -378,7 +384,7 @@ def _idle(s: Arena, p: np.uint64, to: np.uint64, until: np.uint64) -> np.uint64:
 
 @kernel
 def _in_turn(s: Arena, log: Arena, p: np.uint64) -> None:
-    """The vCPU's perf events are on: let the design restore, and go on where the vCPU left off."""
+    """Let the design restore, the vCPU's perf events being on, and go on where the vCPU left off."""
     v = s[p + P_CURRENT]
     _, _, ns, _ = sched_in(s, v, p, U0, U0, s[p + P_NOW])
     spend(s, p, CAUSE_SAVE, ns)
@@ -394,6 +400,7 @@ def _in_turn(s: Arena, log: Arena, p: np.uint64) -> None:
 
 @kernel
 def _note_switch(s: Arena, log: Arena, p: np.uint64, v: np.uint64, comes: np.uint64) -> None:
+    """Put a switch of vCPUs into the hash and the log."""
     now = s[p + P_NOW]
     s[p + P_HASH] = mix(s[p + P_HASH], now, RECORD_SWITCH | (comes << U8), s[v + V_ID])
     if keeps(s, RECORD_SWITCH):
@@ -411,6 +418,7 @@ def _note_switch(s: Arena, log: Arena, p: np.uint64, v: np.uint64, comes: np.uin
 
 @kernel
 def _begin_out(s: Arena, p: np.uint64, v: np.uint64, state: np.uint64) -> None:
+    """Begin to switch the vCPU out: the design saves, then host perf schedules its events out."""
     _, _, ns, _ = sched_out(s, v, p, U0, U0, s[p + P_NOW])
     spend(s, p, CAUSE_SAVE, ns)
     s[p + P_OUT_STATE] = state
@@ -449,7 +457,7 @@ def _host_pmi(s: Arena, p: np.uint64, v: np.uint64) -> None:
 
 @kernel
 def _host_turn(s: Arena, p: np.uint64) -> None:
-    """A vCPU is out of its guest: serve its requests and the host's events, then enter the guest or switch."""
+    """Serve a vCPU that is out of its guest, and the host's events; then enter the guest or switch."""
     v = s[p + P_CURRENT]
     now = s[p + P_NOW]
     if s[v + V_REQ_COUNT] != U0:
@@ -481,6 +489,7 @@ def _host_turn(s: Arena, p: np.uint64) -> None:
 
 @kernel
 def _halt(s: Arena, p: np.uint64, v: np.uint64) -> None:
+    """Put a vCPU in HLT to sleep until its guest's next timer."""
     at = s[s[v + V_GUEST] + G_TIMER_AT]
     if at <= s[p + P_NOW]:
         s[v + V_REASON] = U0

@@ -7,7 +7,7 @@ time-based kinds follow the clock; from `KIND_DERIVED_FIRST` on, a run numbers t
 or cmask that its scenario uses, and `derive_rate` computes their rates. An event outside the table is of
 `KIND_NONE`: it counts nothing, as an undefined event does on hardware.
 
-Names and codes: Linux's ``perf list`` and Intel's event list for Broadwell (pmu-facts.md A.7); counter
+Names and codes: Linux's ``perf list`` and Intel's event list for Broadwell; counter
 constraints: A.8.
 """
 

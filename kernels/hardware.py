@@ -1,4 +1,4 @@
-"""The performance counters of a physical CPU: architectural PMU version 3 as on Broadwell-EP (SDM 18.2; pmu-facts A).
+"""The counters of a physical CPU: architectural PMU version 3 as on Broadwell-EP (SDM 18.2).
 
 Kernels take the offset ``p`` of a physical CPU's row and use its HW_ columns only.
 """

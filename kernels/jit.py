@@ -4,10 +4,11 @@ This is the only module that touches numba's configuration. A kernel is compiled
 in the cache by every later process; see `vpmu.kernels.jit_cache` for the directory.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
@@ -27,6 +28,7 @@ _config: Any = numba_config  # its attributes are made at import, out of the env
 
 _FLAGS: Any = {"nogil": True, "boundscheck": False, "error_model": "numpy", "no_cfunc_wrapper": True}
 _typing_context: Any = cpu_target.typing_context
+_entries: list[tuple[Any, Any]] = []
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -34,7 +36,7 @@ _extra_sources: tuple[Path, ...] = ()
 
 
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function as all kernels are: without the GIL, without bounds checks, as part of what calls it.
+    """Compile a function as all kernels are: without GIL and bounds checks, as part of what calls it.
 
     Parameters
     ----------
@@ -44,8 +46,9 @@ def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Returns
     -------
     Callable
-        The dispatcher (with ``py_func``, ``signatures`` and ``stats``), typed as the function itself. Python can call it, too: it is then
-        compiled for that, in every process anew. What a run calls from Python is an `entry`.
+        The dispatcher (with ``py_func``, ``signatures`` and ``stats``), typed as the function itself. Python
+        can call it, too: it is then compiled for that, in every process anew. What a run calls from Python is
+        an `entry`.
     """
     compiled = _compiled(function, cache=False)
     return compiled if _config.DISABLE_JIT else _as_part(compiled)
@@ -53,7 +56,18 @@ def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a kernel that Python calls: as `kernel`, cached on disk together with all that it calls."""
-    return _compiled(function, cache=True)
+    compiled = _compiled(function, cache=True)
+    _entries.append((compiled, function))
+    return cast("Callable[_P, _R]", compiled)
+
+
+def compile_entries() -> int:
+    """Compile every entry of the modules imported so far, or find it in the cache; return how many there are."""
+    array = numba.types.Array(numba.types.uint64, 1, "C")
+    for compiled, function in _entries:
+        parameters = inspect.signature(function).parameters.values()
+        compiled.compile(tuple(array if p.annotation is Arena else numba.types.uint64 for p in parameters))
+    return len(_entries)
 
 
 def _compiled(function: Any, *, cache: bool) -> Any:
@@ -69,8 +83,9 @@ def _compiled(function: Any, *, cache: bool) -> Any:
 def _as_part(compiled: Any) -> Any:
     """Keep a kernel that another one calls from being made into machine code of its own.
 
-    numba would optimize it, with all its callees, emit it and wrap it for Python, and then do the same again in every kernel that
-    calls it, however far up; only the last time counts. Without that the engine compiles in a third of the time.
+    numba would optimize it, with all its callees, emit it and wrap it for Python, and then do the same again
+    in every kernel that calls it, however far up; only the last time counts. Without that the engine compiles
+    in a third of the time.
     """
     compiler, add, compile_signature = compiled._compiler, compiled.add_overload, compiled.compile
     compile_core, customize = compiler._compile_core, compiler._customize_flags

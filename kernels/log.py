@@ -1,7 +1,8 @@
 """The log of a process, its row hashes, and the layout of a record.
 
-A record is eight words: kind | outcome << 8 | operation << 16, time, actor, sequence, register, value, cost, extra. An actor's rolling
-hash is updated by every access, PMI, switch and sample, logged or not: the digest of a run is made of these.
+A record is eight words: kind | outcome << 8 | operation << 16, time, actor, sequence, register, value, cost,
+extra. An actor's rolling hash is updated by every access, PMI, switch and sample, logged or not: the digest
+of a run is made of these.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""MSR numbers, register fields and the layout of the PMU's registers (Intel SDM; pmu-facts A)."""
+"""MSR numbers, register fields and the layout of the PMU's registers (Intel SDM 18.2 and 19)."""
 
 from vpmu.kernels.jit import U64
 

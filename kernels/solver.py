@@ -8,7 +8,7 @@ Linux keeps states to go back to for constraints marked as overlapping. Broadwel
 is needed: its masks without a choice of fixed counter are nested ({GP2} in GP0-3 in all GP) or one fixed
 counter alone, so serving the smaller one first never takes what only a later event could use. An event that
 may have its fixed counter or any GP counter comes last and prefers the one that no other GP event wants. The
-greedy pass therefore fails only where no assignment exists (pmu-facts.md B.5).
+greedy pass therefore fails only where no assignment exists.
 """
 
 from vpmu.kernels.integers import MASK32, U0, U1, U32, WORD_BITS, lowest_bit, popcount

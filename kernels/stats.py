@@ -1,7 +1,8 @@
 """Latency of guest actions: calls, total, maximum and a histogram, one set for each process and action.
 
-A histogram has sixteen buckets an octave; a bucket keeps count and sum, so that a quantile is the mean of its bucket: exact where all
-its values are equal, and within a thirty-second otherwise. Sums make results of processes add up.
+A histogram has sixteen buckets an octave; a bucket keeps count and sum, so that a quantile is the mean of its
+bucket: exact where all its values are equal, and within a thirty-second otherwise. Sums make results of
+processes add up.
 """
 
 import numpy as np

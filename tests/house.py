@@ -23,7 +23,10 @@ KERNEL_STDLIB = {
     "typing",
 }
 KERNEL_EXTRA_STDLIB = {
-    "jit.py": {"pathlib"},
+    "costs.py": {"difflib"},
+    "dispatch.py": {"hashlib", "importlib", "os", "sys", "types"},
+    "events.py": {"difflib", "re"},
+    "jit.py": {"inspect", "pathlib"},
     "jit_cache.py": {
         "atexit",
         "fcntl",
@@ -36,8 +39,9 @@ KERNEL_EXTRA_STDLIB = {
         "tempfile",
         "warnings",
     },
+    "registry.py": {"importlib", "pathlib", "sys", "types"},
 }
-"""What single files of kernels/ may import beyond that: they find files, and state nothing of a rule."""
+"""What single files of kernels/ may import beyond that, to find files or to suggest a name."""
 
 SOCKET_MODULES = {
     "socket",
@@ -169,9 +173,9 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Tell whether @kernel, @njit or a relative decorates a function."""
+    """Tell whether @kernel, @entry, @njit or a relative decorates a function."""
     names = (ast.unparse(decorator).split("(")[0].split(".")[-1] for decorator in function.decorator_list)
-    return any(name in {"kernel", "njit", "jit"} for name in names)
+    return any(name in {"kernel", "entry", "njit", "jit"} for name in names)
 
 
 def undescribed_kernels(root: Path) -> list[str]:

@@ -22,12 +22,12 @@ from vpmu.actors.machine import (
     empty_log,
 )
 from vpmu.kernels import columns as col
+from vpmu.kernels.boot import boot_guest, boot_pcpu, boot_timers, place_vcpu
 from vpmu.kernels.costs import COST_NAMES, encode_costs
 from vpmu.kernels.designs.registry import design_names, load_design
 from vpmu.kernels.events import KINDS_WORDS, derived_configs, encode_kinds
 from vpmu.kernels.guest.threads import RUNNABLE, SLEEPING, THREAD_PROGRAM, THREAD_SLEEPER, THREAD_SPIN, WAITING
-from vpmu.kernels.hardware import hw_reset
-from vpmu.kernels.host.scheduler import VCPU_HALTED, enqueue, set_wake
+from vpmu.kernels.host.scheduler import VCPU_HALTED
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_WORDS
@@ -39,7 +39,6 @@ from vpmu.kernels.msr import (
     LVT_MASKED,
     PMC0,
 )
-from vpmu.kernels.program import program_start
 from vpmu.kernels.stats import ACTION_COLUMNS, ACTION_NAMES
 from vpmu.program import Program
 from vpmu.profile import Profile, load_profile
@@ -319,9 +318,8 @@ class Builder:
             HW_NR_FIXED=profile.cpu.fixed_counters,
             HW_MASK=(1 << profile.cpu.counter_width) - 1,
         )
-        hw_reset(self.s, U64(p))
+        boot_pcpu(self.s, U64(p))
         self.s[p + int(col.HW_LVTPC)] = LVT_MASKED if self.native else 0x400
-        program_start(self.s, U64(self.program_regions[KERNEL].base), U64(p) + col.P_HOST_CURSOR)
         u = p + int(col.P_CPU_HW)
         context = self._take(self.context_rows)
         self._fill_cpu_hw(u, nr_gp, full_width=True, tick_ns=tick_ns, context=context, queue=p + int(col.P_QUEUE))
@@ -424,7 +422,6 @@ class Builder:
             G_ACCOUNTED_AT=vm.start_ns,
             **{_column_name(column): sum(costs[name][:2]) for name, column in _GUEST_COSTS.items()},
         )
-        program_start(self.s, U64(self.program_regions[KERNEL].base), U64(g) + col.G_KERNEL_CURSOR)
         u = g + int(col.G_CPU_HW)
         context = self._take(self.context_rows)
         nr_gp = int(self.s[v + int(col.V_NR_GP)])
@@ -464,7 +461,6 @@ class Builder:
             regular = int(thread.process == "regular")
             self._set(th, TH_WAKE_MEAN_NS=mean_ns, TH_WAKE_REGULAR=regular, TH_BURST_CYCLES=cycles)
             self._set(th, TH_WAKE_AT=start + mean_ns)
-        program_start(self.s, U64(region.base), U64(th) + col.TH_CURSOR)
         if self._sessions_of(placed, thread):
             self._set(th, TH_CONTEXT=self._take(self.context_rows))
         return ThreadEntry(name, thread.kind, program, th)
@@ -586,27 +582,10 @@ class Builder:
                 cpu = load.get(placed.host, 0) % host.cpus
                 load[placed.host] = load.get(placed.host, 0) + 1
             pcpu = next(p for p in self.machine.pcpus if p.host == placed.host and p.cpu == cpu)
-            enqueue(self.s, U64(pcpu.offset), U64(entry.offset))
-            _start_guest(self.s, U64(entry.guest))
+            place_vcpu(self.s, U64(pcpu.offset), U64(entry.offset))
+            boot_guest(self.s, U64(entry.guest))
         for pcpu in self.machine.pcpus:
-            _start_pcpu(self.s, U64(pcpu.offset))
-
-
-def _start_guest(s: Arena, g: np.uint64) -> None:
-    from vpmu.kernels.guest.driver import set_timer
-    from vpmu.kernels.guest.sessions import next_session
-    from vpmu.kernels.guest.threads import next_wake
-
-    next_wake(s, g)
-    next_session(s, g)
-    set_timer(s, g)
-
-
-def _start_pcpu(s: Arena, p: np.uint64) -> None:
-    from vpmu.kernels.engine import set_tool_timer
-
-    set_wake(s, p)
-    set_tool_timer(s, p)
+            boot_timers(self.s, U64(pcpu.offset))
 
 
 def _column_name(column: np.uint64) -> str:

@@ -1,4 +1,4 @@
-"""What designs share: the registers of a guest's PMU with their rules (KVM 5.0; pmu-facts D.3), requests to host perf, stood-still time."""
+"""What designs share: a guest's PMU registers and their rules (KVM 5.0), requests, stood-still time."""
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def interrupts(s: Arena, v: np.uint64, slot: np.uint64) -> bool:
 
 @kernel
 def perf_config(s: Arena, v: np.uint64, slot: np.uint64) -> np.uint64:
-    """Return the event selector of the host perf event for a vPMC: event, filters and privilege levels, with INT."""
+    """Return the event selector of a vPMC's host perf event: event, filters, privilege levels, INT."""
     if slot < FIXED_SLOT:
         return (
             (s[v + V_EVENTSEL + slot] & _KEEP)
@@ -159,8 +159,9 @@ def check_write(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> tup
     Returns
     -------
     (what, slot) : uint64
-        REGISTER_NOTHING if the write is done or changes nothing, REGISTER_BAD for #GP; otherwise what is left to the design:
-        REGISTER_EVENTSEL, REGISTER_FIXED_CTRL, REGISTER_GLOBAL_CTRL (nothing stored yet) or REGISTER_COUNTER, with its slot.
+        REGISTER_NOTHING if the write is done or changes nothing, REGISTER_BAD for #GP; otherwise what is left
+        to the design: REGISTER_EVENTSEL, REGISTER_FIXED_CTRL, REGISTER_GLOBAL_CTRL (nothing stored yet) or
+        REGISTER_COUNTER, with its slot.
     """
     if msr == GLOBAL_CTRL:
         if s[v + V_GLOBAL_CTRL] == value:
@@ -184,6 +185,7 @@ def check_write(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> tup
 
 @kernel
 def _check_other(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> np.uint64:
+    """Apply the rules of the rarer registers: GLOBAL_OVF_CTRL, LVTPC and DEBUGCTL."""
     if msr == GLOBAL_OVF_CTRL:
         if value & ~(s[v + V_GLOBAL_VALID] | STATUS_COND_CHANGED | STATUS_DS_OVERFLOW) != U0:
             return REGISTER_BAD
@@ -205,7 +207,8 @@ def check_read(s: Arena, v: np.uint64, msr: np.uint64) -> tuple[np.uint64, np.ui
     Returns
     -------
     (what, word) : uint64
-        REGISTER_STORE with the value read, REGISTER_COUNTER with the slot to read, REGISTER_STATUS with the stored GLOBAL_STATUS, or REGISTER_BAD.
+        REGISTER_STORE with the value read, REGISTER_COUNTER with the slot to read, REGISTER_STATUS with the
+        stored GLOBAL_STATUS, or REGISTER_BAD.
     """
     if msr == GLOBAL_STATUS:
         return REGISTER_STATUS, s[v + V_GLOBAL_STATUS]
@@ -230,7 +233,7 @@ def check_read(s: Arena, v: np.uint64, msr: np.uint64) -> tuple[np.uint64, np.ui
 
 @kernel
 def rdpmc_slot(s: Arena, v: np.uint64, index: np.uint64) -> np.uint64:
-    """Return the slot of an RDPMC index as KVM 5.0 decodes it (bits 31:30 stripped), NO_SLOT if out of range."""
+    """Return the slot of an RDPMC index as KVM 5.0 decodes it (bits 31:30 stripped), or NO_SLOT."""
     number = index & _INDEX_BITS
     if index & RDPMC_FIXED != U0:
         return FIXED_SLOT + number if number < s[v + V_NR_FIXED] else NO_SLOT

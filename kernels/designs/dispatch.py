@@ -1,7 +1,8 @@
-"""The way from the engine to a run's design: one kernel per design function, switching on the design's number.
+"""The way from the engine to a run's design: one kernel per design function, switching on its number.
 
-Functions passed to a kernel, or kept in a table, never hit numba's disk cache in a new process; a chain of comparisons over
-module-level names does. The chain depends on which designs there are, so it is written to a module in the cache directory.
+Functions passed to a kernel, or kept in a table, never hit numba's disk cache in a new process; a chain of
+comparisons over module-level names does. The chain depends on which designs there are, so it is written to a
+module in the cache directory.
 """
 
 import hashlib

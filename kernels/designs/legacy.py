@@ -1,6 +1,6 @@
-"""The vPMU of Linux 5.0: every vPMC that counts is a host perf event, released and created anew at every change (pmu-facts D).
+"""The vPMU of Linux 5.0: each vPMC that counts is a host perf event, created anew at every change.
 
-Its semantic gaps (pmu-facts D.5) follow from doing the same: they are not modelled one by one.
+Its semantic gaps (docs/design.md lists them) follow from doing the same: they are not modelled one by one.
 """
 
 import numpy as np
@@ -130,7 +130,10 @@ def set_msr(
 
 @kernel
 def _write_counter(s: Arena, v: np.uint64, slot: np.uint64, value: np.uint64) -> None:
-    """Move a vPMC's base so that it reads the word written, 32 bits sign-extended, fixed counters too; its event runs on as it was."""
+    """Move a vPMC's base so that it reads the word written.
+
+    The word is sign-extended from 32 bits, for fixed counters, too; the event runs on as it was.
+    """
     if has_event(s, v, slot):
         request(s, v, CALL_READ, slot)
         s[v + V_PRIVATE] = value
@@ -140,6 +143,7 @@ def _write_counter(s: Arena, v: np.uint64, slot: np.uint64, value: np.uint64) ->
 
 @kernel
 def _stop(s: Arena, v: np.uint64) -> np.uint64:
+    """Return STOP_PERF if the access left requests to host perf."""
     return STOP_PERF if s[v + V_REQ_COUNT] != U0 else STOP_NONE
 
 
@@ -159,6 +163,7 @@ def get_msr(
 
 @kernel
 def _read_counter(s: Arena, v: np.uint64, slot: np.uint64, ns: np.uint64) -> Result:
+    """Read a vPMC: its event through host perf, or the stored count (pmc_read_counter())."""
     if has_event(s, v, slot):
         request(s, v, CALL_READ, slot)
         return OK, U0, ns, STOP_PERF
@@ -180,7 +185,7 @@ def rdpmc(s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint
 def deliver_pmi(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
-    """Take host overflows of this vCPU's events (kvm_perf_overflow_intr(), kvm_pmu_handle_event()); ``index`` is a set of slots."""
+    """Take host overflows of this vCPU's events (kvm_perf_overflow_intr()); ``index`` is a set of slots."""
     slots = index
     while slots != U0:
         slot = lowest_bit(slots)
@@ -233,7 +238,7 @@ def perf_arguments(
 def sched_in(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
-    """Come back to a physical CPU: host perf has done its part, an event that found no counter stays in ERROR."""
+    """Come back to a physical CPU: host perf did its part; an event that found no counter stays in ERROR."""
     book_grants(s, v, p, now)
     return OK, U0, U0, STOP_NONE
 
@@ -250,7 +255,10 @@ def sched_out(
 def vm_entry(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
-    """Enter the guest with its events on; the value is 1 if a PMI is injected (kvm_pmu_deliver_pmi()): the LVT's mask bit stays as it is."""
+    """Enter the guest with its events on; the value is 1 if a PMI is injected (kvm_pmu_deliver_pmi()).
+
+    The injection leaves the LVT's mask bit as it is.
+    """
     hw_global(s, p, s[p + HW_GUEST_CTRL])
     ns = vcpu_cost(s, v, COST_ENTRY)
     if s[v + V_PMI] == U0:

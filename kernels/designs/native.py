@@ -1,4 +1,4 @@
-"""No virtualization: the program runs on the host, and its perf writes the hardware's own registers (the reference row).
+"""No virtualization: the program runs on the host, its perf writes the hardware's registers (the reference).
 
 Operating systems that share a physical CPU are switched with their counters.
 """

@@ -1,8 +1,8 @@
-"""The vPMU of the RFC "Intel Virtual PMU Optimization" v2 (2019): host perf allocates a counter once, then KVM drives it (rfc-v2).
+"""The vPMU of the RFC "Intel Virtual PMU Optimization" v2 (2019): host perf allocates, then KVM drives.
 
-A vPMC that is first enabled gets a pinned host event, which stays while the vPMC is used. Guest writes go to the hardware counter that
-serves it, wherever that is (cross-mapping); the counters' state moves with the vCPU in the scheduling hooks; an event that was not
-used for V_PARAMETER[0] time slices is released.
+A vPMC that is first enabled gets a pinned host event, which stays while the vPMC is used. Guest writes go to
+the hardware counter that serves it, wherever that is (cross-mapping); the counters' state moves with the vCPU
+in the scheduling hooks; an event that was not used for V_PARAMETER[0] time slices is released.
 """
 
 import numpy as np
@@ -82,9 +82,9 @@ from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.msr import EVENTSEL_EN, FIXED_PMI, LVT_MASKED
 from vpmu.kernels.perf.schedule import fixed_field, slot_bit
 
-DESCRIPTION = "RFC v2 of 2019: counters are allocated once and driven by KVM, saved and restored in the scheduling hooks"
+DESCRIPTION = "RFC v2 of 2019: counters are allocated once and driven by KVM, saved and restored at switches"
 PARAMETERS = {"life": 2}
-"""Design parameters and their defaults, in the order of V_PARAMETER: time slices that an unused event lives."""
+"""Design parameters and their defaults, in V_PARAMETER's order: time slices that an unused event lives."""
 INTERCEPTS = True
 
 _FIELD = U64(0xF)
@@ -122,6 +122,7 @@ def _arm(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64) -> np.uint64:
 
 @kernel
 def _disarm(s: Arena, p: np.uint64, h: np.uint64) -> None:
+    """Disable a hardware counter by its own control."""
     if h < FIXED_SLOT:
         hw_eventsel(s, p, h, U0)
     else:
@@ -206,7 +207,7 @@ def _load(s: Arena, v: np.uint64, p: np.uint64, now: np.uint64) -> np.uint64:
 
 @kernel
 def _want(s: Arena, v: np.uint64, slot: np.uint64) -> None:
-    """Ask host perf for a counter if an enabled vPMC has none; one whose event is in ERROR gets a new event."""
+    """Ask host perf for a counter if an enabled vPMC has none; an event in ERROR is replaced."""
     if not fully_enabled(s, v, slot):
         return
     if not has_event(s, v, slot):
@@ -222,7 +223,8 @@ def _control(
 ) -> np.uint64:
     """Carry a changed event selector or fixed field to the hardware; return the cost.
 
-    Only a new event that the serving counter cannot count gives up the host event; ``before`` is the host event's old selector.
+    Only a new event that the serving counter cannot count gives up the host event; ``before`` is the host
+    event's old selector.
     """
     s[v + V_USED] |= U1 << slot
     h = _hw_slot(s, v, slot)
@@ -293,6 +295,7 @@ def _result(s: Arena, v: np.uint64, p: np.uint64, ns: np.uint64) -> Result:
 
 @kernel
 def _global_ctrl(s: Arena, v: np.uint64, value: np.uint64, now: np.uint64) -> None:
+    """Store the guest's GLOBAL_CTRL; vPMCs that it enables want a counter, the others stand still no more."""
     changed = slots_of(s[v + V_GLOBAL_CTRL] ^ value)
     s[v + V_GLOBAL_CTRL] = value
     while changed != U0:
@@ -308,6 +311,7 @@ def _global_ctrl(s: Arena, v: np.uint64, value: np.uint64, now: np.uint64) -> No
 
 @kernel
 def _fixed_ctrl(s: Arena, v: np.uint64, p: np.uint64, value: np.uint64, now: np.uint64) -> np.uint64:
+    """Store FIXED_CTR_CTRL, field by field, as each change is carried to the hardware; return the cost."""
     ns = U0
     changed = s[v + V_FIXED_CTRL] ^ value
     for i in range(U3):
@@ -323,7 +327,7 @@ def _fixed_ctrl(s: Arena, v: np.uint64, p: np.uint64, value: np.uint64, now: np.
 
 @kernel
 def _write_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, value: np.uint64) -> np.uint64:
-    """Write a count: general-purpose counters take 32 bits, sign-extended; fixed ones their full width (SDM 18.2)."""
+    """Write a count: general-purpose counters take 32 bits, sign-extended; fixed ones all (SDM 18.2)."""
     s[v + V_USED] |= U1 << slot
     word = sign_extend32(value, s[v + V_MASK]) if slot < FIXED_SLOT else value & s[v + V_MASK]
     h = _hw_slot(s, v, slot)
@@ -353,6 +357,7 @@ def get_msr(
 
 @kernel
 def _read_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, ns: np.uint64) -> Result:
+    """Read a vPMC from the hardware counter that serves it, else its saved count."""
     h = _hw_slot(s, v, slot)
     if h == NO_SLOT:
         return OK, s[v + V_COUNTER + slot], ns, STOP_NONE
@@ -450,7 +455,10 @@ def sched_out(
 def vm_entry(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
-    """Enter the guest with its own enables in GLOBAL_CTRL; the value is 1 if a PMI is injected, which masks the LVT (SDM 10.5.1)."""
+    """Enter the guest with its own enables in GLOBAL_CTRL; the value is 1 if a PMI is injected.
+
+    The injection masks the LVT (SDM 10.5.1).
+    """
     hw_global(s, p, (s[p + HW_GUEST_CTRL] & ~s[v + V_HW_OWNED]) | s[v + V_HW_CTRL])
     ns = vcpu_cost(s, v, COST_ENTRY)
     if s[v + V_PMI] == U0:

@@ -1,7 +1,7 @@
 """Which designs there are: the modules of this folder, and files that a user names.
 
-A design outside the package must be added before the engine is imported; kernels are then cached apart from those
-without it.
+A design outside the package must be added before the engine is imported; kernels are then cached apart from
+those without it.
 """
 
 import importlib
@@ -42,7 +42,8 @@ def add_design(path: Path) -> str:
     Raises
     ------
     ValueError
-        If the file is missing, its name is taken or no identifier, a function is missing, or the engine is loaded already.
+        If the file is missing, its name is taken or no identifier, a function is missing, or the engine is
+        loaded already.
     """
     name = path.stem
     if not path.is_file():

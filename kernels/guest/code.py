@@ -67,6 +67,7 @@ def _cycles_left(
 
 @kernel
 def _mark(s: Arena, g: np.uint64, level: np.uint64, program: np.uint64, cursor: np.uint64) -> None:
+    """Take down the watched counts before a stretch of code: W_RETIRED minus, W_LEFT plus."""
     w = g + G_WATCH
     for _ in range(s[g + G_NWATCH]):
         kind = s[w + W_KIND]
@@ -117,8 +118,8 @@ def _collect(
 def run_code(s: Arena, g: np.uint64, now: np.uint64, limit: np.uint64) -> tuple[np.uint64, bool]:
     """Run the kernel code in progress, or else the current thread, until something happens.
 
-    It ends at ``limit``, at the end of the code, or where a watched counter overflows. At a limit no cycle is lost: a stretch cut
-    in two retires what the whole retires.
+    It ends at ``limit``, at the end of the code, or where a watched counter overflows. At a limit no cycle is
+    lost: a stretch cut in two retires what the whole retires.
 
     Parameters
     ----------
@@ -160,6 +161,7 @@ def run_code(s: Arena, g: np.uint64, now: np.uint64, limit: np.uint64) -> tuple[
 
 @kernel
 def _pass_time(s: Arena, g: np.uint64, now: np.uint64, end: np.uint64, cycles: np.uint64) -> None:
+    """Account a stretch to kernel or user time, in the guest's clocks and in the truth's."""
     ref = rate_at(end, s[g + G_TSC_RATE]) - rate_at(now, s[g + G_TSC_RATE])
     bus = rate_at(end, s[g + G_BUS_RATE]) - rate_at(now, s[g + G_BUS_RATE])
     if s[g + G_IN_KERNEL] != U0:

@@ -1,4 +1,4 @@
-"""The guest kernel's paths: tick, wake-up, context switch, PMI; each a run of micro-operations (Linux 5.0; pmu-facts C)."""
+"""The guest kernel's paths: tick, wake-up, context switch, PMI; each a run of micro-operations."""
 
 import numpy as np
 
@@ -122,6 +122,7 @@ def timer_interrupt(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _tick(s: Arena, g: np.uint64, now: np.uint64) -> None:
+    """Handle the scheduler tick; ticks missed while the guest stood still are skipped."""
     period = s[g + G_TICK_NS]
     s[g + G_TICK_AT] += ((s[g + G_TICK_FROM] - s[g + G_TICK_AT]) // period + U1) * period
     scheduler_tick(s, g, now)
@@ -131,7 +132,11 @@ def _tick(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _timer_done(s: Arena, g: np.uint64, now: np.uint64) -> None:
-    """End the timer interrupt. Timers that came due meanwhile run at once, three times; then the device rests as long as they took, at most 100 ms."""
+    """End the timer interrupt (hrtimer_interrupt()).
+
+    Timers that came due meanwhile run at once, three times; then the device rests as long as they took, at
+    most 100 ms.
+    """
     set_timer(s, g)
     if s[g + G_TIMER_AT] > now:
         s[g + G_RETRIES] = U0
@@ -161,11 +166,13 @@ def switch_begin(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _has_events(s: Arena, thread: np.uint64) -> bool:
+    """Return whether a thread has perf events of its own."""
     return thread != U0 and s[thread + TH_CONTEXT] != U0 and s[s[thread + TH_CONTEXT] + C_COUNT] != U0
 
 
 @kernel
 def _switched_out(s: Arena, g: np.uint64, now: np.uint64) -> None:
+    """Go on after the outgoing thread's events are off."""
     thread = s[g + G_CURRENT]
     if _has_events(s, thread):
         record_action(s, ACTION_SCHED_OUT, now - s[g + G_SWITCH_AT])
@@ -176,6 +183,7 @@ def _switched_out(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _switched_in(s: Arena, log: Arena, g: np.uint64, now: np.uint64, done: bool) -> None:
+    """Let the next thread come; with ``done`` its events are on."""
     if done:
         record_action(s, ACTION_SCHED_IN, now - s[g + G_SWITCH_AT])
         return
@@ -210,6 +218,7 @@ def _switched_in(s: Arena, log: Arena, g: np.uint64, now: np.uint64, done: bool)
 def _note(
     s: Arena, log: Arena, g: np.uint64, kind: np.uint64, now: np.uint64, register: np.uint64, value: np.uint64
 ) -> None:
+    """Put something that happened to a guest into its hash and the log."""
     s[g + G_HASH] = mix(s[g + G_HASH], now, kind | (register << U16), value)
     if keeps(s, kind) and s[g + G_LOG] != U0:
         s[g + G_SEQUENCE] += U1
@@ -233,12 +242,14 @@ def deliver_nmi(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _pmi(s: Arena, g: np.uint64, now: np.uint64) -> None:
+    """Enter the PMI handler, its interrupt cost paid."""
     s[g + G_PMI_AT] = now
     pmi_begin(s, g + G_CPU_HW, g + G_NMI_QUEUE)
 
 
 @kernel
 def _pmi_done(s: Arena, g: np.uint64, now: np.uint64) -> None:
+    """Leave the PMI handler, or begin again for an NMI that came meanwhile."""
     took = now - s[g + G_PMI_AT]
     record_action(s, ACTION_HANDLE_IRQ, took)
     sample_took(s, g + G_CPU_HW, took)

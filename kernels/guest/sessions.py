@@ -1,4 +1,4 @@
-"""perf sessions inside a guest: when they start, read their counters, and stop (perf stat and perf record)."""
+"""perf sessions inside a guest: when they start, read their counters and stop (perf stat, perf record)."""
 
 import numpy as np
 
@@ -87,6 +87,7 @@ def session_step(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _start(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
+    """Open a session's events and enable them (perf_event_open(), perf_install_in_context())."""
     s[session + S_STATE] = SESSION_RUNNING
     if s[session + S_INTERVAL_NS] != U0:
         s[session + S_NEXT_AT] = now + s[session + S_INTERVAL_NS]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from vpmu.kernels.columns import (
+    E_SHORT,
     FIXED_SLOT,
     G_ACCESSED_AT,
     G_ACCESSES,
@@ -65,6 +66,7 @@ from vpmu.kernels.perf.queue import (
     OP_LAST_ACCESS,
     OP_NONE,
     OP_OVERFLOW,
+    OP_RDPMC,
     OP_READ_FIXED_CTRL,
     pop,
 )
@@ -159,6 +161,7 @@ def guest_resume(
 def _ask(
     s: Arena, g: np.uint64, code: np.uint64, argument: np.uint64, value: np.uint64, now: np.uint64
 ) -> None:
+    """Make a micro-operation the access that the guest asks for."""
     operation, register, word = access_of(s, g + G_CPU_HW, code, argument, value, s[g + G_KEPT])
     s[g + G_MICRO] = code
     s[g + G_MICRO_EVENT] = value
@@ -172,6 +175,7 @@ def _ask(
 def _inline(
     s: Arena, log: Arena, g: np.uint64, code: np.uint64, argument: np.uint64, value: np.uint64, now: np.uint64
 ) -> None:
+    """Carry out a micro-operation that is no access."""
     if code == OP_CALL:
         call(s, log, g, argument, value, now)
     elif code == OP_KERNEL:
@@ -272,7 +276,9 @@ def guest_complete(
     elif operation == ACCESS_WRITE:
         truth_write(s, g, register, word)
     else:
-        _compare(s, g, operation, register, value)
+        short = _compare(s, g, operation, register, value)
+        if short != U0 and s[g + G_MICRO] == OP_RDPMC:
+            s[s[g + G_MICRO_EVENT] + E_SHORT] += short
     code = s[g + G_MICRO]
     if code == OP_READ_FIXED_CTRL:
         s[g + G_KEPT] = value
@@ -285,26 +291,27 @@ def guest_complete(
 
 
 @kernel
-def _compare(s: Arena, g: np.uint64, operation: np.uint64, register: np.uint64, value: np.uint64) -> None:
-    """Hold a counter that was read against the truth."""
+def _compare(
+    s: Arena, g: np.uint64, operation: np.uint64, register: np.uint64, value: np.uint64
+) -> np.uint64:
+    """Hold a counter that was read against the truth; return what is missing."""
     if operation == ACCESS_RDPMC:
-        if register < U8:
-            truth_read(s, g, register, value)
-        else:
-            truth_read(s, g, FIXED_SLOT + (register - RDPMC_FIXED), value)
-    elif operation == ACCESS_READ:
-        if register - PMC0 < U8:
-            truth_read(s, g, register - PMC0, value)
-        elif register - FULL_PMC0 < U8:
-            truth_read(s, g, register - FULL_PMC0, value)
-        elif register - FIXED_CTR0 < U64(3):
-            truth_read(s, g, FIXED_SLOT + (register - FIXED_CTR0), value)
+        slot = register if register < U8 else FIXED_SLOT + (register - RDPMC_FIXED)
+        return truth_read(s, g, slot, value)
+    if register - PMC0 < U8:
+        return truth_read(s, g, register - PMC0, value)
+    if register - FULL_PMC0 < U8:
+        return truth_read(s, g, register - FULL_PMC0, value)
+    if register - FIXED_CTR0 < U64(3):
+        return truth_read(s, g, FIXED_SLOT + (register - FIXED_CTR0), value)
+    return U0
 
 
 @kernel
 def _log_access(
     s: Arena, log: Arena, g: np.uint64, outcome: np.uint64, word: np.uint64, cost: np.uint64
 ) -> None:
+    """Log an access: outcome, operation, register, word and cost."""
     s[g + G_SEQUENCE] += U1
     head = head_word(RECORD_ACCESS, outcome, s[g + G_OPERATION])
     at = log_record(

@@ -1,4 +1,4 @@
-"""The guest's scheduler: fair, with slices, a tick, wake-up preemption, sleepers (Linux 5.0 CFS in its main lines)."""
+"""The guest's scheduler: fair, with slices, tick, preemption, sleepers (CFS of Linux 5.0, main lines)."""
 
 import numpy as np
 
@@ -66,6 +66,7 @@ def update_current(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _least(s: Arena, g: np.uint64) -> np.uint64:
+    """Return the least virtual runtime of the runnable threads, 0 if there is none."""
     thread = pick_next(s, g)
     return s[thread + TH_VRUNTIME] if thread != U0 else U0
 
@@ -125,7 +126,7 @@ def next_wake(s: Arena, g: np.uint64) -> np.uint64:
 
 @kernel
 def wake_due(s: Arena, g: np.uint64, now: np.uint64) -> None:
-    """Wake the threads whose time has come (try_to_wake_up()), draw when they come next, and preempt for them."""
+    """Wake the threads whose time has come (try_to_wake_up()), draw their next time, preempt for them."""
     update_current(s, g, now)
     thread = next_wake(s, g)
     while thread != U0 and s[thread + TH_WAKE_AT] <= now:
@@ -144,6 +145,7 @@ def wake_due(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _gap(s: Arena, g: np.uint64, thread: np.uint64) -> np.uint64:
+    """Return how long a sleeper sleeps: its interval, or a draw around it."""
     if s[thread + TH_WAKE_REGULAR] != U0:
         return s[thread + TH_WAKE_MEAN_NS]
     s[g + G_INDEX] += U1
@@ -153,6 +155,7 @@ def _gap(s: Arena, g: np.uint64, thread: np.uint64) -> np.uint64:
 
 @kernel
 def _enqueue(s: Arena, g: np.uint64, thread: np.uint64) -> None:
+    """Make a thread runnable with a sleeper's credit, and preempt for it (check_preempt_wakeup())."""
     s[thread + TH_STATE] = RUNNABLE
     if s[thread + TH_TYPE] == THREAD_SLEEPER:
         s[thread + TH_END] = s[thread + TH_CURSOR + CUR_POS] + s[thread + TH_BURST_CYCLES]

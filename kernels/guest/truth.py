@@ -1,8 +1,8 @@
 """The truth: what each counter must read, from what the guest programmed and what it retired.
 
-The account shares no code with the counters. It follows the guest's own writes and, wherever a counter goes on or
-off, takes the difference of two totals of retired events; nothing is added up stretch by stretch, and no
-hardware, save, restore or host perf has a part in it. Every counter that the guest reads is compared.
+The account shares no code with the counters. It follows the guest's own writes and, wherever a counter goes
+on or off, takes the difference of two totals of retired events; nothing is added up stretch by stretch, and
+no hardware, save, restore or host perf has a part in it. Every counter that the guest reads is compared.
 """
 
 import numpy as np
@@ -53,7 +53,10 @@ _INT = U64(20)
 
 @kernel
 def retired(s: Arena, g: np.uint64, kind: np.uint64, levels: np.uint64) -> np.uint64:
-    """Return a running total of events at the given privilege levels; only differences within one thread's turn mean something."""
+    """Return a running total of events at the given privilege levels.
+
+    Only differences within one thread's turn mean something.
+    """
     if kind == KIND_NONE:
         return U0
     if kind == KIND_REF_CYCLES or kind == KIND_BUS_CYCLES:
@@ -82,6 +85,7 @@ def _meaning(s: Arena, g: np.uint64, slot: np.uint64) -> tuple[np.uint64, np.uin
 
 @kernel
 def _is_on(s: Arena, g: np.uint64, slot: np.uint64) -> bool:
+    """Return whether the guest's own writes let a counter count."""
     if slot < FIXED_SLOT:
         return ((s[g + T_EVENTSEL + slot] >> _EN) & (s[g + T_GLOBAL_CTRL] >> slot)) & U1 != U0
     fixed = slot - FIXED_SLOT
@@ -91,6 +95,7 @@ def _is_on(s: Arena, g: np.uint64, slot: np.uint64) -> bool:
 
 @kernel
 def _due(s: Arena, g: np.uint64, slot: np.uint64) -> bool:
+    """Return whether a counter's overflow is to raise a PMI."""
     if slot < FIXED_SLOT:
         return (s[g + T_EVENTSEL + slot] >> _INT) & U1 != U0
     return (s[g + T_FIXED_CTRL] >> ((slot - FIXED_SLOT) * U64(4))) & U8 != U0
@@ -98,6 +103,7 @@ def _due(s: Arena, g: np.uint64, slot: np.uint64) -> bool:
 
 @kernel
 def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
+    """Add what was retired since _open() to a counter's count; note a wrap, and the PMI due for it."""
     kind, levels = _meaning(s, g, slot)
     s[g + T_COUNT + slot] += retired(s, g, kind, levels) - s[g + T_EDGE + slot]
     if s[g + T_BASE + slot] + s[g + T_COUNT + slot] > s[g + G_MASK]:
@@ -108,6 +114,7 @@ def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
 
 @kernel
 def _open(s: Arena, g: np.uint64, slot: np.uint64) -> None:
+    """Take down the running total as a counter goes on."""
     kind, levels = _meaning(s, g, slot)
     s[g + T_EDGE + slot] = retired(s, g, kind, levels)
 
@@ -132,6 +139,7 @@ def truth_resume(s: Arena, g: np.uint64) -> None:
 
 @kernel
 def _refresh(s: Arena, g: np.uint64, slot: np.uint64) -> None:
+    """Turn a counter's account on if it now counts."""
     if _is_on(s, g, slot):
         s[g + T_ON] |= U1 << slot
         _open(s, g, slot)
@@ -139,6 +147,7 @@ def _refresh(s: Arena, g: np.uint64, slot: np.uint64) -> None:
 
 @kernel
 def _control(s: Arena, g: np.uint64, slot: np.uint64) -> None:
+    """Turn a counter's account off before its control changes."""
     if (s[g + T_ON] >> slot) & U1 != U0:
         _close(s, g, slot)
         s[g + T_ON] &= ~(U1 << slot)
@@ -146,6 +155,7 @@ def _control(s: Arena, g: np.uint64, slot: np.uint64) -> None:
 
 @kernel
 def _global_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
+    """Follow a write of GLOBAL_CTRL."""
     changed = s[g + T_GLOBAL_CTRL] ^ value
     off = s[g + T_ON]
     slots = (changed & U64(0xFF)) | ((changed >> U64(24)) & U64(0x700))
@@ -198,6 +208,7 @@ def truth_write(s: Arena, g: np.uint64, msr: np.uint64, value: np.uint64) -> Non
 
 @kernel
 def _count_written(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> None:
+    """Follow a write of a counter."""
     on = (s[g + T_ON] >> slot) & U1 != U0
     if on:
         _close(s, g, slot)
@@ -208,7 +219,7 @@ def _count_written(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) ->
 
 
 @kernel
-def truth_read(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> None:
+def truth_read(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> np.uint64:
     """Compare a counter that the guest read; what is missing is added to T_SHORT, once.
 
     Parameters
@@ -219,13 +230,20 @@ def truth_read(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> Non
         Offset of the guest row; the counter.
     value : uint64
         What the guest got.
+
+    Returns
+    -------
+    uint64, events
+        What is missing.
     """
     if (s[g + T_ON] >> slot) & U1 != U0:
         _close(s, g, slot)
         _open(s, g, slot)
     expected = (s[g + T_BASE + slot] + s[g + T_COUNT + slot]) & s[g + G_MASK]
     s[g + T_READS] += U1
-    if value != expected:
+    short = expected - value
+    if short != U0:
         s[g + T_WRONG] += U1
-        s[g + T_SHORT + slot] += expected - value
-        s[g + T_BASE + slot] -= expected - value
+        s[g + T_SHORT + slot] += short
+        s[g + T_BASE + slot] -= short
+    return short

@@ -128,7 +128,10 @@ def spend(s: Arena, p: np.uint64, cause: np.uint64, ns: np.uint64) -> None:
 
 @kernel
 def host_active(s: Arena, p: np.uint64) -> np.uint64:
-    """Return the slots that count host code; between the load of a guest's GLOBAL_CTRL and the guest the host's value still holds."""
+    """Return the slots that count host code.
+
+    Between the load of a guest's GLOBAL_CTRL and the guest the host's value still holds.
+    """
     return s[p + HW_ARMED] & slots_of(s[p + HW_HOST_CTRL])
 
 

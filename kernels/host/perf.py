@@ -1,8 +1,8 @@
 """Host perf's answer to calls from its physical CPUs: create, release, read, task switch, PMI, tick, tools.
 
-A call works on the perf block, the CPU's and the task's contexts, and the hardware registers, and on nothing else, so that host perf
-can live in another process: the registers travel there and back. Its cost is in P_CALL_COST; the caller lets
-the time pass.
+A call works on the perf block, the CPU's and the task's contexts, and the hardware registers, and on nothing
+else, so that host perf can live in another process: the registers travel there and back. Its cost is in
+P_CALL_COST; the caller lets the time pass.
 """
 
 import numpy as np
@@ -160,6 +160,7 @@ def event_of(s: Arena, v: np.uint64, slot: np.uint64) -> np.uint64:
 
 @kernel
 def _create(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
+    """Create, install and schedule a KVM event (perf_event_create_kernel_counter()); return the cost."""
     slot = s[p + P_CALL_SLOT]
     e = event_of(s, v, slot)
     s[e + E_CONFIG] = s[p + P_CALL_CONFIG]
@@ -180,6 +181,7 @@ def _create(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
 
 @kernel
 def _release(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
+    """Release a KVM event (perf_event_release_kernel()); return the cost."""
     e = event_of(s, v, s[p + P_CALL_SLOT])
     u = p + P_CPU_HW
     c = s[v + V_CONTEXT]
@@ -194,6 +196,7 @@ def _release(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
 
 @kernel
 def _read(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
+    """Read a KVM event (perf_event_read_value()); return the cost."""
     e = event_of(s, v, s[p + P_CALL_SLOT])
     if s[e + E_STATE] == EVENT_ACTIVE:
         emit(s, p + P_QUEUE, OP_RDPMC, s[e + E_SLOT], e)
@@ -202,6 +205,7 @@ def _read(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
 
 @kernel
 def _tool(s: Arena, p: np.uint64, tool: np.uint64, opens: bool) -> np.uint64:
+    """Open or close a host tool's events; return the cost."""
     u = p + P_CPU_HW
     c = s[u + U_CPU_CONTEXT]
     if s[tool + TO_VCPU] != U0:
@@ -232,7 +236,7 @@ def _tool(s: Arena, p: np.uint64, tool: np.uint64, opens: bool) -> np.uint64:
 
 @kernel
 def perf_call(s: Arena, p: np.uint64) -> None:
-    """Carry out the call in P_CALL; results are P_CALL_VALUE, P_CALL_COST, P_GRANT and the hardware registers.
+    """Carry out the call in P_CALL; results: P_CALL_VALUE, P_CALL_COST, P_GRANT, the hardware registers.
 
     Parameters
     ----------
@@ -279,6 +283,7 @@ def perf_call(s: Arena, p: np.uint64) -> None:
 
 @kernel
 def _results(s: Arena, p: np.uint64, u: np.uint64, v: np.uint64, call: np.uint64) -> None:
+    """Write down what the caller gets: GLOBAL_CTRL values, a count, the counters granted."""
     s[p + HW_HOST_CTRL] = s[p + HW_GLOBAL_CTRL]
     s[p + HW_GUEST_CTRL] = s[u + U_ALL] & ~s[u + U_HOST_MASK]
     if call == CALL_PMI:

@@ -1,9 +1,9 @@
-"""The host-wide reservation of the PMU hardware and its mutex (Linux 5.0 x86_reserve_hardware(); pmu-facts B.13, rfc-v2).
+"""The host-wide reservation of the PMU hardware and its mutex (Linux 5.0 x86_reserve_hardware()).
 
-Every task and every CPU with at least one hardware event holds one reference. The first reference of the host pays for reserving the
-counters and the debug-store buffers of all possible CPUs, the last for undoing that; both under one mutex, which whoever
-needs the hardware meanwhile waits for, asleep. The mutex is free when the work is done: interrupts on the
-holder's CPU delay the holder alone.
+Every task and every CPU with at least one hardware event holds one reference. The first reference of the host
+pays for reserving the counters and the debug-store buffers of all possible CPUs, the last for undoing that;
+both under one mutex, which whoever needs the hardware meanwhile waits for, asleep. The mutex is free when the
+work is done: interrupts on the holder's CPU delay the holder alone.
 """
 
 import numpy as np
@@ -44,7 +44,8 @@ def reserve(s: Arena, h: np.uint64, actor: np.uint64, now: np.uint64) -> tuple[n
     Returns
     -------
     (start, ns) : uint64 ns
-        When the mutex is had (later than ``now``: the caller sleeps until then), and how long the caller then works.
+        When the mutex is had (later than ``now``: the caller sleeps until then), and how long the caller then
+        works.
     """
     start = max(now, s[h + H_MUTEX_FREE_AT])
     if start > now:

@@ -1,4 +1,4 @@
-"""The host's scheduler: vCPU threads on a physical CPU, by fair time slices (Linux 5.0 CFS in its main lines)."""
+"""The host's scheduler: vCPU threads on a physical CPU, by fair time slices (Linux 5.0 CFS, main lines)."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Contexts of perf events, and which of them are on the PMU (Linux 5.0 kernel/events/core.c; pmu-facts B.2 to B.4, B.10)."""
+"""Contexts of perf events, and which events are on the PMU (Linux 5.0 kernel/events/core.c)."""
 
 import numpy as np
 
@@ -85,6 +85,7 @@ def context_in(s: Arena, u: np.uint64, c: np.uint64, classes: np.uint64, now: np
 
 @kernel
 def _fail(s: Arena, u: np.uint64, first: np.uint64, members: np.uint64) -> None:
+    """Put a pinned group that found no counters into ERROR."""
     for i in range(members):
         s[s[first + U64(i)] + E_STATE] = EVENT_ERROR
     s[u + U_FAILED] += members
@@ -92,6 +93,7 @@ def _fail(s: Arena, u: np.uint64, first: np.uint64, members: np.uint64) -> None:
 
 @kernel
 def _arm_multiplexing(s: Arena, u: np.uint64, now: np.uint64) -> None:
+    """Start the multiplexing timer unless it runs (perf_mux_hrtimer_restart())."""
     if s[u + U_MUX_AT] == NEVER:
         s[u + U_MUX_AT] = now + s[u + U_MUX_NS]
 
@@ -189,6 +191,7 @@ def task_in(s: Arena, u: np.uint64, c: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _has_pinned(s: Arena, c: np.uint64) -> bool:
+    """Return whether a context has a pinned event."""
     for i in range(s[c + C_COUNT]):
         if class_of(s, s[c + C_EVENTS + U64(i)]) == PINNED:
             return True
@@ -208,7 +211,7 @@ def task_out(s: Arena, u: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def context_add(s: Arena, c: np.uint64, e: np.uint64) -> None:
-    """Append an initialised event to a context; a group's events are added one after the other, the leader first."""
+    """Append an initialised event to a context; a group's events follow each other, the leader first."""
     s[c + C_EVENTS + s[c + C_COUNT]] = e
     s[c + C_COUNT] += U1
     if s[e + E_FLAGS] & FLAG_FREQUENCY != U0:
@@ -231,7 +234,10 @@ def context_remove(s: Arena, c: np.uint64, e: np.uint64) -> None:
 
 @kernel
 def event_init(s: Arena, e: np.uint64) -> None:
-    """Ready an event, whose flags, config, period and frequency are set, for its first scheduling (__hw_perf_event_init())."""
+    """Ready an event for its first scheduling (__hw_perf_event_init()).
+
+    Its flags, config, period and frequency are set already.
+    """
     s[e + E_STATE] = EVENT_INACTIVE
     s[e + E_SLOT] = NO_SLOT
     s[e + E_LEFT] = s[e + E_PERIOD]
@@ -243,7 +249,7 @@ def event_init(s: Arena, e: np.uint64) -> None:
 
 @kernel
 def rotate(s: Arena, u: np.uint64, now: np.uint64) -> bool:
-    """Give waiting flexible events their turn (perf_rotate_context()); False if none waits, and the timer rests.
+    """Give waiting flexible events their turn (perf_rotate_context()); False, and no timer, if none waits.
 
     In each context with waiting events the first active flexible group moves to the end.
     """
@@ -269,6 +275,7 @@ def rotate(s: Arena, u: np.uint64, now: np.uint64) -> bool:
 
 @kernel
 def _waits(s: Arena, c: np.uint64) -> bool:
+    """Return whether a context has flexible events that are not on the PMU."""
     if c == U0:
         return False
     for i in range(s[c + C_COUNT]):
@@ -280,6 +287,7 @@ def _waits(s: Arena, c: np.uint64) -> bool:
 
 @kernel
 def _first_to_end(s: Arena, c: np.uint64) -> None:
+    """Move a context's first flexible group to the end of its list (list_rotate_left())."""
     count = s[c + C_COUNT]
     i = U0
     while i < count and class_of(s, s[c + C_EVENTS + i]) != FLEXIBLE:

@@ -1,4 +1,4 @@
-"""Micro-operations carried out: results of accesses, the PMI handler, the tick (Linux 5.0 intel_pmu_handle_irq(); pmu-facts C.5, C.6)."""
+"""Micro-operations carried out: results of accesses, the PMI handler (intel_pmu_handle_irq()), the tick."""
 
 import numpy as np
 
@@ -147,6 +147,7 @@ def pmi_end(s: Arena, u: np.uint64) -> None:
 
 @kernel
 def _status_read(s: Arena, u: np.uint64, status: np.uint64) -> None:
+    """Go on with GLOBAL_STATUS: acknowledge and handle what it says, or leave the handler."""
     q = s[u + U_QUEUE]
     if status != U0:
         s[u + U_STATUS] = status & _STATUS_COUNTERS
@@ -162,6 +163,7 @@ def _status_read(s: Arena, u: np.uint64, status: np.uint64) -> None:
 
 @kernel
 def _next_overflow(s: Arena, u: np.uint64) -> None:
+    """Emit the accesses for the next overflowed counter, or the handler's next look at the status."""
     q = s[u + U_QUEUE]
     while s[u + U_STATUS] != U0:
         bit = lowest_bit(s[u + U_STATUS])
@@ -209,11 +211,13 @@ def tick_begin(s: Arena, u: np.uint64) -> bool:
 
 @kernel
 def _frequency_events(s: Arena, c: np.uint64) -> bool:
+    """Return whether a context has events in frequency mode."""
     return c != U0 and s[c + C_NR_FREQUENCY] != U0
 
 
 @kernel
 def _tick_next(s: Arena, u: np.uint64, at: np.uint64) -> None:
+    """Unthrottle events from index ``at`` on, up to the next one whose period is to be adapted."""
     q = s[u + U_QUEUE]
     while at < s[u + U_NR_EVENTS]:
         e = s[u + U_EVENT + at]
@@ -230,7 +234,7 @@ def _tick_next(s: Arena, u: np.uint64, at: np.uint64) -> None:
 
 @kernel
 def adjust_step(s: Arena, u: np.uint64, at: np.uint64, e: np.uint64) -> None:
-    """Carry out OP_ADJUST: adapt the period, start the event again, go on with the next one from index ``at``."""
+    """Carry out OP_ADJUST: adapt the period, start the event again, go on with the next from ``at`` on."""
     adjust_at_tick(s, u, e)
     event_start(s, u, e, s[e + E_RELOAD] != U0)
     _tick_next(s, u, at)

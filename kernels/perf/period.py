@@ -1,4 +1,4 @@
-"""What a perf event keeps of its counter: counts, periods, frequency mode, throttling (Linux 5.0; pmu-facts B.7, B.12, C.6)."""
+"""What a perf event keeps of its counter: counts, periods, frequency mode, throttling (Linux 5.0)."""
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def event_update(s: Arena, u: np.uint64, e: np.uint64, value: np.uint64) -> None
 
 @kernel
 def set_period(s: Arena, u: np.uint64, e: np.uint64) -> np.uint64:
-    """Begin the next (part of a) period: return the word to write to the counter (x86_perf_event_set_period()).
+    """Begin the next (part of a) period: return the counter's new word (x86_perf_event_set_period()).
 
     E_EXPIRED says whether a whole period had elapsed. A period longer than the largest that the
     counter can be programmed with takes several overflows.
@@ -142,12 +142,12 @@ def adjust_period(s: Arena, e: np.uint64, span_ns: np.uint64, count: np.uint64) 
     step = difference // _EIGHT if difference >= _I0 else -((-difference) // _EIGHT)
     period = max(period + step, _I1)
     s[e + E_PERIOD] = U64(period)
-    return np.int64(s[e + E_LEFT]) > _EIGHT * period
+    return bool(np.int64(s[e + E_LEFT]) > _EIGHT * period)
 
 
 @kernel
 def count_interrupt(s: Arena, u: np.uint64, e: np.uint64) -> bool:
-    """Count a sample against the tick's limit; True if the event has to be throttled (__perf_event_account_interrupt())."""
+    """Count a sample against the tick's limit; True to throttle (__perf_event_account_interrupt())."""
     if s[e + E_FLAGS] & FLAG_WATCHDOG != U0:
         s[e + E_INTERRUPTS] = U0
         return False

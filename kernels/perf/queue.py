@@ -41,7 +41,8 @@ _CODE = U64(0xFF)
 def emit(s: Arena, q: np.uint64, code: np.uint64, argument: np.uint64, value: np.uint64) -> None:
     """Append a micro-operation.
 
-    Note that a full ring overwrites its oldest entry; the longest sequence (a rotation of all eleven counters) needs 60.
+    Note that a full ring overwrites its oldest entry; the longest sequence (a rotation of all eleven
+    counters) needs 60.
 
     Parameters
     ----------

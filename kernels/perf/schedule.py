@@ -1,4 +1,4 @@
-"""Putting events on counters: x86_schedule_events(), x86_pmu_add/del/enable/disable/start/stop (Linux 5.0; pmu-facts B.5, B.6)."""
+"""Putting events on counters: x86_schedule_events(), x86_pmu_add() and its kin (Linux 5.0)."""
 
 import numpy as np
 
@@ -131,6 +131,7 @@ def pmu_enable(s: Arena, u: np.uint64) -> None:
 
 @kernel
 def _apply_assignment(s: Arena, u: np.uint64) -> None:
+    """Stop the events that move, then start the moved and the new ones (x86_pmu_enable())."""
     events = s[u + U_NR_EVENTS]
     running = events - s[u + U_NR_ADDED]
     for i in range(running):
@@ -157,6 +158,7 @@ def _apply_assignment(s: Arena, u: np.uint64) -> None:
 
 @kernel
 def _unmoved(s: Arena, u: np.uint64, index: np.uint64) -> bool:
+    """Return whether an event stays on the counter that it was on last (match_prev_assignment())."""
     e = s[u + U_EVENT + index]
     slot = s[u + U_ASSIGN + index]
     return s[e + E_SLOT] == slot and s[e + E_TAG] == s[u + U_TAG + slot] and s[u + U_BY_SLOT + slot] == e
@@ -164,6 +166,7 @@ def _unmoved(s: Arena, u: np.uint64, index: np.uint64) -> bool:
 
 @kernel
 def _assign(s: Arena, u: np.uint64, index: np.uint64) -> None:
+    """Give an event its counter (x86_assign_hw_event())."""
     e = s[u + U_EVENT + index]
     slot = s[u + U_ASSIGN + index]
     s[u + U_TAG + slot] += U1
@@ -314,7 +317,7 @@ def remove_event(s: Arena, u: np.uint64, e: np.uint64) -> None:
 
 @kernel
 def group_size(s: Arena, first: np.uint64, most: np.uint64) -> np.uint64:
-    """Return how many events, from the leader named at ``first`` on, belong to one group; at most ``most``."""
+    """Return how many events from the leader named at ``first`` on belong to one group; at most ``most``."""
     leader = s[first]
     n = U1
     while n < most and s[s[first + n] + E_LEADER] == leader:

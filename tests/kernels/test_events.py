@@ -87,7 +87,7 @@ def test_event_kind_is_its_twin(eventsel: int, configs: list[int], offset: int):
 
 
 def test_a_kind_s_number_is_the_place_of_its_config():
-    # The constants and the configs of pmu-facts.md A.7, side by side.
+    # The constants and the configs of Intel's event list, side by side.
     expected = {
         "CYCLES": 0x003C,
         "INSTRUCTIONS": 0x00C0,
@@ -186,7 +186,7 @@ def test_derived_rates_are_what_a_counter_sees_cycle_by_cycle(
 
 
 def twin_constraint(config: int, nr_gp: int, nr_fixed: int) -> set[int]:
-    """First hit in intel_bdw_event_constraints, as pmu-facts.md A.8 lists it."""
+    """First hit in intel_bdw_event_constraints."""
     gp, fixed = set(range(nr_gp)), set(range(32, 32 + nr_fixed))
     event, umask = config & 0xFF, config >> 8 & 0xFF
     plain = not (config >> 18 & 1 or config >> 23 & 1 or config >> 24 & 0xFF or config >> 32 & 3)

@@ -1,0 +1,64 @@
+"""What Python calls once for each row before a run, and after it: entries, so that they come from the cache."""
+
+import numpy as np
+
+from vpmu.kernels.columns import (
+    G_KERNEL_CURSOR,
+    G_KERNEL_PROGRAM,
+    G_NR_THREADS,
+    G_THREADS,
+    P_HOST_CURSOR,
+    P_HOST_PROGRAM,
+    TH_CURSOR,
+    TH_PROGRAM,
+    THREAD_COLUMNS,
+)
+from vpmu.kernels.engine import set_tool_timer
+from vpmu.kernels.guest.driver import set_timer
+from vpmu.kernels.guest.sessions import next_session
+from vpmu.kernels.guest.threads import next_wake
+from vpmu.kernels.hardware import hw_reset
+from vpmu.kernels.host.scheduler import enqueue, set_wake
+from vpmu.kernels.jit import U64, Arena, entry
+from vpmu.kernels.program import program_function_cycles, program_start
+
+_THREAD = U64(THREAD_COLUMNS)
+
+
+@entry
+def boot_pcpu(s: Arena, p: np.uint64) -> None:
+    """Reset the counters of a physical CPU whose row is filled in, and start its kernel's code."""
+    hw_reset(s, p)
+    program_start(s, s[p + P_HOST_PROGRAM], p + P_HOST_CURSOR)
+
+
+@entry
+def boot_guest(s: Arena, g: np.uint64) -> None:
+    """Bring the programs of a guest, whose rows are filled in, to their starts and set its timers."""
+    program_start(s, s[g + G_KERNEL_PROGRAM], g + G_KERNEL_CURSOR)
+    thread = s[g + G_THREADS]
+    for _ in range(s[g + G_NR_THREADS]):
+        program_start(s, s[thread + TH_PROGRAM], thread + TH_CURSOR)
+        thread += _THREAD
+    next_wake(s, g)
+    next_session(s, g)
+    set_timer(s, g)
+
+
+@entry
+def place_vcpu(s: Arena, p: np.uint64, v: np.uint64) -> None:
+    """Put a vCPU on a physical CPU's run queue before the run."""
+    enqueue(s, p, v)
+
+
+@entry
+def boot_timers(s: Arena, p: np.uint64) -> None:
+    """Set the timers of a physical CPU once its vCPUs and tools are there."""
+    set_wake(s, p)
+    set_tool_timer(s, p)
+
+
+@entry
+def function_cycles(s: Arena, program: np.uint64, cursor: np.uint64, function: np.uint64) -> np.uint64:
+    """Return the cycles that a thread spent in a function: program_function_cycles() for Python."""
+    return program_function_cycles(s, program, cursor, function)

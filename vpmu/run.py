@@ -1,0 +1,184 @@
+"""Running a scenario: one machine per design, advanced to its end, in this process or over several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from vpmu.errors import Interrupted, UserError
+from vpmu.options import Progress, RunOptions
+from vpmu.records import KIND_KEPT_BY, RecordWriter
+from vpmu.results import DesignResult, RunResult
+
+if TYPE_CHECKING:
+    from vpmu.actors.machine import Machine
+    from vpmu.kernels.jit import Arena
+    from vpmu.program import Program
+    from vpmu.scenario import Scenario
+
+_SAMPLES = 4
+"""Record kind of samples, which the profiles are made of: they are always logged."""
+
+
+class _Sink:
+    """Where a run's records go: the samples are counted, and what is kept is written."""
+
+    def __init__(self, options: RunOptions, design: str) -> None:
+        from vpmu.collect import SampleCounter
+
+        self.samples = SampleCounter()
+        self._writer = None if options.out is None else RecordWriter(options.out, design, options.keep)
+
+    def take(self, records: Arena) -> None:
+        """Take records, ``uint64[n, 8]``; the array may be overwritten afterwards."""
+        self.samples.add(records)
+        if self._writer is not None:
+            self._writer.append(records)
+
+    def close(self) -> None:
+        """Complete the files."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def kept_kinds(options: RunOptions) -> int:
+    """Return the bit set of record kinds that kernels have to log."""
+    kinds = 1 << _SAMPLES
+    if options.out is not None:
+        for kind, choice in KIND_KEPT_BY.items():
+            if choice in options.keep:
+                kinds |= 1 << kind
+    return kinds
+
+
+def register_designs(designs: tuple[str, ...]) -> tuple[str, ...]:
+    """Make designs given as files known to the engine, which must not be loaded yet; return all names.
+
+    Raises
+    ------
+    UserError
+        If a design cannot be registered.
+    """
+    from vpmu.kernels.designs import registry
+
+    names = []
+    for design in designs:
+        if not design.endswith(".py"):
+            names.append(design)
+            continue
+        try:
+            names.append(registry.add_design(Path(design)))
+        except ValueError as error:
+            raise UserError(str(error), file="--design") from None
+    return tuple(names)
+
+
+async def execute(scenario: Scenario, options: RunOptions, progress: Progress | None = None) -> RunResult:
+    """Run a scenario under each design asked for, one after the other.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        As `vpmu.scenario.load_scenario` returns it.
+    options : RunOptions
+        How to run it.
+    progress : callable, optional
+        Called with the design and its virtual time.
+
+    Raises
+    ------
+    Interrupted
+        After Ctrl-C, with the designs that were complete by then.
+    """
+    names = register_designs(options.designs)
+    from vpmu.build import load_programs
+
+    programs = load_programs(scenario)
+    done: list[DesignResult] = []
+    try:
+        for name in names:
+            done.append(await _run_design(scenario, programs, name, options, progress))
+    except KeyboardInterrupt:
+        missing = ", ".join(names[len(done) :])
+        reason = f"Ctrl-C; missing: {missing}"
+        partial = RunResult.of(scenario.title, scenario.seed, done, complete=False, reason=reason) if done else None
+        raise Interrupted(partial, reason) from None
+    return RunResult.of(scenario.title, scenario.seed, done)
+
+
+async def _run_design(
+    scenario: Scenario, programs: dict[str, Program], name: str, options: RunOptions, progress: Progress | None
+) -> DesignResult:
+    from vpmu.build import build
+    from vpmu.collect import collect
+    from vpmu.kernels.columns import R_KEEP
+
+    machine = build(scenario, name, programs)
+    machine.arena[R_KEEP] = kept_kinds(options)
+    sink = _Sink(options, name)
+    frames: dict[str, int] = {}
+    try:
+        if options.workers > 1 or options.messages:
+            from vpmu.cluster.node import run_machine_on_workers
+
+            outcome = await run_machine_on_workers(
+                machine,
+                workers=options.workers,
+                place=options.place,
+                messages=options.messages,
+                on_records=sink.take,
+                on_progress=None if progress is None else lambda at_ns: progress(name, at_ns),
+            )
+            machine.arena[:] = outcome.arena
+            frames = outcome.frames
+        else:
+            await _advance(machine, sink, name, progress)
+    finally:
+        sink.close()
+    result = collect(machine, sink.samples)
+    result.frames = frames
+    return result
+
+
+async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:
+    """Advance a machine in this process; trio gets its turn after every kernel call."""
+    from vpmu.actors.local import clock_ns, steps
+
+    for records in steps(machine):
+        if len(records):
+            sink.take(records)
+        if progress is not None:
+            progress(name, clock_ns(machine))
+        await trio.lowlevel.checkpoint()
+
+
+async def run(scenario: Scenario | str | Path, **choices: Any) -> RunResult:
+    """Run a scenario and return its results: the library's one call.
+
+    Parameters
+    ----------
+    scenario : Scenario or path
+        A loaded scenario, or the file of one.
+    **choices
+        Fields of `RunOptions`: ``designs``, ``workers``, ``place``, ``messages``, ``out``, ``keep``.
+
+    Raises
+    ------
+    UserError
+        For a mistake in the scenario or the choices.
+    """
+    from vpmu.scenario import load_scenario
+
+    loaded = load_scenario(scenario, []) if isinstance(scenario, str | Path) else scenario
+    return await execute(loaded, RunOptions(**choices))
+
+
+def compile_all() -> int:
+    """Compile every kernel that runs call into the cache; return how many there are."""
+    from vpmu.kernels.advance import advance
+    from vpmu.kernels.jit import compile_entries
+
+    assert advance is not None
+    return compile_entries()
