@@ -14,6 +14,7 @@ from vpmu.kernels.columns import (
     H_MIGRATIONS,
     H_NR_PCPUS,
     H_PCPUS,
+    H_REMOTE,
     HOST_COLUMNS,
     P_ID,
     P_MIN_VRUNTIME,
@@ -143,10 +144,15 @@ def balance(s: Arena, h: np.uint64) -> None:
 
 @kernel
 def advance_host(s: Arena, log: Arena, h: np.uint64, until: np.uint64) -> np.uint64:
-    """Advance one host to ``until``, with its load balancing; STOP_WINDOW, STOP_LOG or STOP_BUDGET."""
+    """Advance one host to ``until``, with its load balancing; STOP_WINDOW, STOP_LOG or STOP_BUDGET.
+
+    A host that lives in several processes is advanced to the next balance point at most, up to its requests.
+    """
     while True:
         floating = s[h + H_FLOATING] != U0
         window = min(until, s[h + H_BALANCE_AT]) if floating else until
+        if s[h + H_REMOTE] != U0:
+            return _run_all(s, log, h, window)
         stop = _advance_window(s, log, h, window)
         if stop != STOP_WINDOW or window == until:
             return stop

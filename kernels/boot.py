@@ -1,4 +1,4 @@
-"""What Python calls once for each row before a run, and after it: entries, so that they come from the cache."""
+"""What Python calls once for each row, before a run and after it: entries, which come from the cache."""
 
 import numpy as np
 

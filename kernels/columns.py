@@ -97,7 +97,7 @@ H_FLOATING = _row.word()
 H_MIGRATIONS = _row.word()
 H_HASH = _row.word()
 H_REMOTE = _row.word()
-"""1 if this process does not own the host perf actor of this host."""
+"""1 if this host's physical CPUs, host perf and vCPUs do not all live in this process, or talk by message."""
 HOST_COLUMNS: Final = _row.width()
 
 # --- perf: cpu_hw_events of one CPU, of a guest or a host ---------------------------------------------------
@@ -271,7 +271,7 @@ P_NR_TOOLS = _row.word()
 P_REMOTE_PERF = _row.word()
 """1 in message mode: host perf calls leave the kernel as stops."""
 P_REMOTE_GUEST = _row.word()
-"""1 in message mode: guests answer by message."""
+"""How guests take part: 0 in the kernel, 1 by message, 2 in the kernel once their rows are here."""
 P_ASK = _row.word()
 """Message mode: what the current guest is being asked, and until when it may run."""
 P_LIMIT = _row.word()
@@ -506,6 +506,10 @@ G_FAULTS = _row.word()
 G_STREAM = _row.word()
 """Replay guest: offset of the next record, and how many are left."""
 G_STREAM_LEFT = _row.word()
+G_STREAM_OPEN = _row.word()
+"""1 if the stream is fed from outside: at its end, and in a PMI, the guest waits for the next record."""
+G_STREAM_RECORD = _row.words(3)
+"""Where an open stream's record is put."""
 G_MASK = _row.word()
 """Width of the counters that the guest believes to have."""
 G_FULL_WIDTH = _row.word()

@@ -109,6 +109,7 @@ from vpmu.kernels.guest.step import (
     GUEST_LIMIT,
     GUEST_OVERFLOW,
     GUEST_RUN,
+    GUEST_WAIT,
     guest_go,
     guest_resume,
 )
@@ -174,6 +175,8 @@ STOP_GUEST = U64(5)
 STOP_LOG = U64(6)
 """The log has to be drained."""
 STOP_BUDGET = U64(7)
+STOP_WAIT = U64(9)
+"""A guest whose accesses come from outside has none to go on with."""
 
 STATE_PICK = U64(0)
 STATE_IN = U64(1)
@@ -188,6 +191,19 @@ STAGE_RELEASED = U64(3)
 
 ASK_RESUME = U64(1)
 ASK_GO = U64(2)
+ASK_ROWS = U64(3)
+"""The rows of the vCPU that is being switched in have to come; P_ASK is ROWS_HERE once they have."""
+ASK_AWAY = U64(4)
+"""The rows of the vCPU in P_LIMIT, just switched out, may leave."""
+ROWS_HERE = U64(5)
+
+GUEST_ANSWERS = U64(1)
+"""P_REMOTE_GUEST: guests answer by message."""
+GUEST_TRAVELS = U64(2)
+"""P_REMOTE_GUEST: a guest's rows come when it is switched in and leave when it is switched out."""
+
+STOP_AWAY = U64(8)
+"""In P_STOP: this physical CPU lives in another process."""
 
 _LOG_MARGIN = U64(256)
 _CALL_WORDS = U64(8)
@@ -558,7 +574,7 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
     while True:
         reason = s[v + V_REASON]
         if reason == U0:
-            if s[p + P_REMOTE_GUEST] != U0:
+            if s[p + P_REMOTE_GUEST] == GUEST_ANSWERS:
                 s[p + P_ASK] = ASK_RESUME
                 return _stop(s, p, STOP_GUEST)
             reason = guest_resume(
@@ -575,7 +591,7 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
         if s[p + P_NOW] >= until:
             return STOP_WINDOW
         if reason == GUEST_ACCESS:
-            s[R_STEPS] -= U1
+            s[R_STEPS] -= U1 if s[R_STEPS] != U0 else U0
             if not _access(s, p, v, g):
                 return STOP_NONE
             if s[R_STEPS] == U0 or s[R_LOG_COUNT] + _LOG_MARGIN > s[R_LOG_CAPACITY]:
@@ -583,6 +599,9 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
         elif reason == GUEST_RUN:
             if not _run(s, log, p, v, g, until):
                 return _stop(s, p, STOP_GUEST) if s[p + P_ASK] != U0 else STOP_NONE
+        elif reason == GUEST_WAIT:
+            s[v + V_REASON] = U0
+            return _stop(s, p, STOP_WAIT)
         else:
             _leave(s, p, v)
             if reason == GUEST_DONE:
@@ -609,7 +628,7 @@ def _run(s: Arena, log: Arena, p: np.uint64, v: np.uint64, g: np.uint64, until: 
         return False
     limit = min(limit, until)
     hw_watch(s, p, g)
-    if s[p + P_REMOTE_GUEST] != U0:
+    if s[p + P_REMOTE_GUEST] == GUEST_ANSWERS:
         s[p + P_ASK] = ASK_GO
         s[p + P_LIMIT] = limit
         return False
@@ -639,6 +658,31 @@ def ran(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64, end: np.uint64, reas
     s[v + V_GUEST_NS] += ns
     s[p + P_NOW] = end
     s[v + V_REASON] = GUEST_RUN if reason == GUEST_LIMIT or reason == GUEST_OVERFLOW else reason
+
+
+@kernel
+def _rows_turn(s: Arena, log: Arena, p: np.uint64) -> np.uint64:
+    """Go on with a vCPU that comes, once its rows are here."""
+    if s[p + P_REMOTE_GUEST] == GUEST_TRAVELS and s[p + P_ASK] != ROWS_HERE:
+        s[p + P_ASK] = ASK_ROWS
+        return _stop(s, p, STOP_GUEST)
+    s[p + P_ASK] = U0
+    _in_turn(s, log, p)
+    return STOP_NONE
+
+
+@kernel
+def _out_turn(s: Arena, log: Arena, p: np.uint64) -> np.uint64:
+    """Take the physical CPU from its vCPU, whose rows may then leave."""
+    v = s[p + P_CURRENT]
+    _note_switch(s, log, p, v, U0)
+    switch_out(s, p, s[p + P_OUT_STATE])
+    s[p + P_STATE] = STATE_PICK
+    if s[p + P_REMOTE_GUEST] != GUEST_TRAVELS:
+        return STOP_NONE
+    s[p + P_ASK] = ASK_AWAY
+    s[p + P_LIMIT] = v
+    return _stop(s, p, STOP_GUEST)
 
 
 @kernel
@@ -677,11 +721,8 @@ def run_pcpu(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint64:
         elif state == STATE_PICK:
             stop = _pick_turn(s, p, until)
         elif state == STATE_IN:
-            _in_turn(s, log, p)
+            stop = _rows_turn(s, log, p)
         else:
-            v = s[p + P_CURRENT]
-            _note_switch(s, log, p, v, U0)
-            switch_out(s, p, s[p + P_OUT_STATE])
-            s[p + P_STATE] = STATE_PICK
+            stop = _out_turn(s, log, p)
         if stop != STOP_NONE:
             return stop

@@ -26,7 +26,14 @@ from vpmu.kernels.boot import boot_guest, boot_pcpu, boot_timers, place_vcpu
 from vpmu.kernels.costs import COST_NAMES, encode_costs
 from vpmu.kernels.designs.registry import design_names, load_design
 from vpmu.kernels.events import KINDS_WORDS, derived_configs, encode_kinds
-from vpmu.kernels.guest.threads import RUNNABLE, SLEEPING, THREAD_PROGRAM, THREAD_SLEEPER, THREAD_SPIN, WAITING
+from vpmu.kernels.guest.threads import (
+    RUNNABLE,
+    SLEEPING,
+    THREAD_PROGRAM,
+    THREAD_SLEEPER,
+    THREAD_SPIN,
+    WAITING,
+)
 from vpmu.kernels.host.scheduler import VCPU_HALTED
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
@@ -40,8 +47,8 @@ from vpmu.kernels.msr import (
     PMC0,
 )
 from vpmu.kernels.stats import ACTION_COLUMNS, ACTION_NAMES
-from vpmu.program import Program
 from vpmu.profile import Profile, load_profile
+from vpmu.program import Program
 from vpmu.scenario.events import event_groups
 
 if TYPE_CHECKING:
@@ -117,7 +124,9 @@ class Builder:
         self.design = design
         self.module = load_design(design)
         self.programs = programs
-        self.profiles: dict[str, Profile] = {host.profile: load_profile(host.profile) for host in scenario.hosts}
+        self.profiles: dict[str, Profile] = {
+            host.profile: load_profile(host.profile) for host in scenario.hosts
+        }
         self.layout = Layout()
         self.placed = [placed for vm in scenario.vms for placed in self._place(vm)]
         self.derived = derived_configs(self._configs())
@@ -140,7 +149,9 @@ class Builder:
                 ]
                 names = {thread_name for thread_name, _, _ in threads} | {t.name for _, t, _ in threads}
                 sessions = [s for s in vm.sessions if self._session_here(s, vcpu, names)]
-                placed.append(_Placed(vm, copy, name, vcpu, host, vm.pinned_cpu(copy, vcpu), threads, sessions))
+                placed.append(
+                    _Placed(vm, copy, name, vcpu, host, vm.pinned_cpu(copy, vcpu), threads, sessions)
+                )
         return placed
 
     @staticmethod
@@ -150,7 +161,10 @@ class Builder:
         return session.vcpu is None or session.vcpu == vcpu
 
     def _configs(self) -> list[int]:
-        sources = chain((s.events for vm in self.scenario.vms for s in vm.sessions), (t.events for t in self.scenario.tools))
+        sources = chain(
+            (s.events for vm in self.scenario.vms for s in vm.sessions),
+            (t.events for t in self.scenario.tools),
+        )
         return [spec.config for events in sources for group in event_groups(events) for spec in group]
 
     def _tools(self, host: int) -> list[tuple[Tool, int, int | None]]:
@@ -166,8 +180,8 @@ class Builder:
             if tool.vm:
                 found += self._thread_tools(tool)
             else:
-                chosen = range(cpus) if tool.cpus in ("all", None) else tool.cpus
-                found += [(tool, cpu, None) for cpu in chosen or ()]
+                chosen = range(cpus) if tool.cpus is None or isinstance(tool.cpus, str) else tool.cpus
+                found += [(tool, cpu, None) for cpu in chosen]
         return sorted(found, key=lambda item: item[1])
 
     def _thread_tools(self, tool: Tool) -> list[tuple[Tool, int, int | None]]:
@@ -188,16 +202,20 @@ class Builder:
         pcpus = sum(host.cpus for host in scenario.hosts)
         tools = sum(len(tools) for tools in self.host_tools) + pcpus
         tool_events = sum(self._nr_events(t.events) for tools in self.host_tools for t, _, _ in tools) + pcpus
-        self.costs = layout.add("cost", len(COST_NAMES), int(col.U64(3)))
-        self.kinds = layout.add("kind", 1, KINDS_WORDS)
+        self.costs = layout.add("cost", len(COST_NAMES), 3)
+        self.kinds = layout.add("kind", 1, int(KINDS_WORDS))
         self.stats = layout.add("action", len(ACTION_NAMES), ACTION_COLUMNS)
-        self.program_regions = {name: layout.add(f"program {name}", 1, words.size) for name, words in encoded.items()}
+        self.program_regions = {
+            name: layout.add(f"program {name}", 1, words.size) for name, words in encoded.items()
+        }
         self.host_rows = layout.add("host", len(scenario.hosts), col.HOST_COLUMNS)
         self.pcpu_rows = layout.add("pcpu", pcpus, col.PCPU_COLUMNS)
         self.vcpu_rows = layout.add("vcpu", len(self.placed), col.VCPU_COLUMNS)
         self.guest_rows = layout.add("guest", len(self.placed), col.GUEST_COLUMNS)
         self.thread_rows = layout.add("thread", sum(len(p.threads) for p in self.placed), col.THREAD_COLUMNS)
-        self.session_rows = layout.add("session", sum(len(p.sessions) for p in self.placed), col.SESSION_COLUMNS)
+        self.session_rows = layout.add(
+            "session", sum(len(p.sessions) for p in self.placed), col.SESSION_COLUMNS
+        )
         contexts = pcpus + 2 * len(self.placed) + sum(self._nr_thread_contexts(p) for p in self.placed)
         self.context_rows = layout.add("context", contexts, col.CONTEXT_COLUMNS)
         events = tool_events + sum(self._nr_guest_events(p) for p in self.placed)
@@ -214,7 +232,8 @@ class Builder:
         self._fill_tools()
         self._start()
         self.machine.functions = {
-            name: tuple(function.name for function in program.functions) for name, program in self.programs.items()
+            name: tuple(function.name for function in program.functions)
+            for name, program in self.programs.items()
         }
         return self.machine
 
@@ -322,7 +341,9 @@ class Builder:
         self.s[p + int(col.HW_LVTPC)] = LVT_MASKED if self.native else 0x400
         u = p + int(col.P_CPU_HW)
         context = self._take(self.context_rows)
-        self._fill_cpu_hw(u, nr_gp, full_width=True, tick_ns=tick_ns, context=context, queue=p + int(col.P_QUEUE))
+        self._fill_cpu_hw(
+            u, nr_gp, full_width=True, tick_ns=tick_ns, context=context, queue=p + int(col.P_QUEUE)
+        )
 
     @staticmethod
     def _noise_ns(profile: Profile) -> int:
@@ -333,7 +354,9 @@ class Builder:
     def _rate(khz: int) -> int:
         return (khz * _RATE_ONE + _KHZ_PER_GHZ // 2) // _KHZ_PER_GHZ
 
-    def _fill_cpu_hw(self, u: int, nr_gp: int, *, full_width: bool, tick_ns: int, context: int, queue: int) -> None:
+    def _fill_cpu_hw(
+        self, u: int, nr_gp: int, *, full_width: bool, tick_ns: int, context: int, queue: int
+    ) -> None:
         hz = _SEC // tick_ns
         self._set(
             u,
@@ -427,10 +450,16 @@ class Builder:
         nr_gp = int(self.s[v + int(col.V_NR_GP)])
         queue = g + int(col.G_QUEUE)
         self._fill_cpu_hw(u, nr_gp, full_width=self.native, tick_ns=tick_ns, context=context, queue=queue)
-        threads = [self._fill_thread(number, name, thread, placed) for number, (name, thread, _) in enumerate(placed.threads)]
+        threads = [
+            self._fill_thread(number, name, thread, placed)
+            for number, (name, thread, _) in enumerate(placed.threads)
+        ]
         if threads:
             self._set(g, G_THREADS=threads[0].offset)
-        sessions = [self._fill_session(number, session, placed, threads, context) for number, session in enumerate(placed.sessions)]
+        sessions = [
+            self._fill_session(number, session, placed, threads, context)
+            for number, session in enumerate(placed.sessions)
+        ]
         if sessions:
             self._set(g, G_SESSIONS=sessions[0].offset)
         return threads, sessions
@@ -457,7 +486,8 @@ class Builder:
         )
         if sleeper and thread.wakeups is not None:
             mean_ns = thread.wakeups.interval_ns
-            cycles = thread.burst_ns * self.profiles[self.scenario.hosts[placed.host].profile].cpu.core_khz // 1_000_000
+            profile = self.profiles[self.scenario.hosts[placed.host].profile]
+            cycles = thread.burst_ns * profile.cpu.core_khz // _KHZ_PER_GHZ
             regular = int(thread.process == "regular")
             self._set(th, TH_WAKE_MEAN_NS=mean_ns, TH_WAKE_REGULAR=regular, TH_BURST_CYCLES=cycles)
             self._set(th, TH_WAKE_AT=start + mean_ns)
@@ -471,7 +501,9 @@ class Builder:
         row = self._take(self.session_rows)
         groups = event_groups(session.events)
         first = self._take(self.event_rows, sum(len(group) for group in groups))
-        thread = next((t for t, (_, spec, _) in zip(threads, placed.threads, strict=True) if session.thread in (t.name, spec.name)), None) if session.thread else None
+        pairs = zip(threads, placed.threads, strict=True)
+        measured = (t for t, (_, spec, _) in pairs if session.thread in (t.name, spec.name))
+        thread = next(measured, None) if session.thread else None
         if thread is not None:
             context = int(self.s[thread.offset + int(col.TH_CONTEXT)])
         start = placed.vm.start_ns + session.start_ns
@@ -488,7 +520,7 @@ class Builder:
             S_NR_EVENTS=sum(len(group) for group in groups),
         )
         sampling = session.tool == "record"
-        names = []
+        names: list[str] = []
         at = first
         for group in groups:
             leader = at
@@ -499,7 +531,9 @@ class Builder:
                 self._set(at, E_OWNER=(number << 8) | len(names))
                 names.append(spec.name)
                 at += col.EVENT_COLUMNS
-        return SessionEntry(session.name, session.tool, tuple(names), thread.name if thread else "", row, first)
+        return SessionEntry(
+            session.name, session.tool, tuple(names), thread.name if thread else "", row, first
+        )
 
     def _fill_event(
         self, at: int, spec: EventSpec, leader: int, flags: int, frequency: int, period: int, user_only: bool
@@ -545,7 +579,9 @@ class Builder:
         config = 0x3C | int(EVENTSEL_INT) | int(EVENTSEL_USR) | int(EVENTSEL_OS)
         flags = int(col.FLAG_PINNED | col.FLAG_SAMPLING | col.FLAG_WATCHDOG)
         period = profile.cpu.tsc_khz * 1000 * 10
-        self._set(event, E_CONFIG=config, E_FLAGS=flags, E_PERIOD=period, E_SLOT=int(col.NO_SLOT), E_LEADER=event)
+        self._set(
+            event, E_CONFIG=config, E_FLAGS=flags, E_PERIOD=period, E_SLOT=int(col.NO_SLOT), E_LEADER=event
+        )
 
     def _fill_tool(self, tool: Tool, vcpu: int | None, number: int) -> None:
         row = self._take(self.tool_rows)

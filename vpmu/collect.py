@@ -54,8 +54,21 @@ _GUEST_COUNTS: Final = (
 )
 _VCPU_COUNTS: Final = (col.V_GUEST_NS, col.V_STEAL_NS, col.V_SLEEP_NS, col.V_MIGRATIONS, col.V_NR_EVENTS)
 _PCPU_COUNTS: Final = (col.P_HASH, col.P_NOW, col.P_SWITCHES, col.P_EXITS, col.P_PMIS, col.P_REQUESTS)
-_HOST_COUNTS: Final = (col.H_HASH, col.H_RESERVES, col.H_RELEASES, col.H_WAITS, col.H_WAIT_NS, col.H_MIGRATIONS)
-_THREAD_COUNTS: Final = (col.TH_CPU_NS, col.TH_SWITCHES, col.TH_STATE, col.TH_FINISHED_AT, col.TH_CURSOR + CUR_POS)
+_HOST_COUNTS: Final = (
+    col.H_HASH,
+    col.H_RESERVES,
+    col.H_RELEASES,
+    col.H_WAITS,
+    col.H_WAIT_NS,
+    col.H_MIGRATIONS,
+)
+_THREAD_COUNTS: Final = (
+    col.TH_CPU_NS,
+    col.TH_SWITCHES,
+    col.TH_STATE,
+    col.TH_FINISHED_AT,
+    col.TH_CURSOR + CUR_POS,
+)
 _EVENT_COUNTS: Final = (col.E_COUNT, col.E_ENABLED_NS, col.E_RUNNING_NS, col.E_SAMPLES, col.E_THROTTLES)
 
 
@@ -107,8 +120,15 @@ class Collector:
             end_ns=self.end_ns(),
             actions=self.actions(),
             threads=[self.thread(v, t) for v in self.machine.vcpus for t in v.threads],
-            counters=[row for v in self.machine.vcpus for session in v.sessions for row in self.counters(v, session)],
-            profiles=[self.profile(v, i) for v in self.machine.vcpus for i, s in enumerate(v.sessions) if s.tool == "record"],
+            counters=[
+                row for v in self.machine.vcpus for session in v.sessions for row in self.counters(v, session)
+            ],
+            profiles=[
+                self.profile(v, i)
+                for v in self.machine.vcpus
+                for i, s in enumerate(v.sessions)
+                if s.tool == "record"
+            ],
             stood_still=[row for v in self.machine.vcpus for row in self.stood_still(v)],
             accounting=self.accounting(),
             host=self.host(),
@@ -132,7 +152,12 @@ class Collector:
             words += [self.word(vcpu.offset, c) for c in _VCPU_COUNTS]
             words += [self.word(vcpu.guest, c) for c in _GUEST_COUNTS]
             words += [self.word(thread.offset, c) for thread in vcpu.threads for c in _THREAD_COUNTS]
-            words += [self.word(at, c) for session in vcpu.sessions for at in _events(session) for c in _EVENT_COUNTS]
+            words += [
+                self.word(at, c)
+                for session in vcpu.sessions
+                for at in _events(session)
+                for c in _EVENT_COUNTS
+            ]
         hasher = hashlib.sha256(np.array(words, dtype="<u8").tobytes())
         hasher.update(self.machine.table("action").astype("<u8").tobytes())
         return hasher.hexdigest()
@@ -140,7 +165,10 @@ class Collector:
     def end_ns(self) -> int:
         """Return when the last program finished, or the run's end if one did not (or there is none)."""
         ends = [
-            self.word(t.offset, col.TH_FINISHED_AT) for v in self.machine.vcpus for t in v.threads if t.kind == "program"
+            self.word(t.offset, col.TH_FINISHED_AT)
+            for v in self.machine.vcpus
+            for t in v.threads
+            if t.kind == "program"
         ]
         clock = min(self.word(p.offset, col.P_NOW) for p in self.machine.pcpus)
         return min(max(ends), clock) if ends and max(ends) != _NEVER else clock
@@ -247,7 +275,9 @@ class Collector:
             if since != _NEVER:
                 ns += max(end - since, 0)
             if ns:
-                name = f"PMC{slot}" if slot < int(col.FIXED_SLOT) else f"FIXED_CTR{slot - int(col.FIXED_SLOT)}"
+                name = (
+                    f"PMC{slot}" if slot < int(col.FIXED_SLOT) else f"FIXED_CTR{slot - int(col.FIXED_SLOT)}"
+                )
                 missed = self.word(vcpu.guest, col.T_SHORT + U64(slot))
                 rows.append(StoodStillRow(vm=vcpu.vm, vcpu=vcpu.vcpu, pmc=name, ns=ns, events=missed))
         return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from vpmu.program import Program
     from vpmu.scenario import Scenario
 
+_ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot")
+"""Modules with kernels that runs call."""
 _SAMPLES = 4
 """Record kind of samples, which the profiles are made of: they are always logged."""
 
@@ -99,17 +102,24 @@ async def execute(scenario: Scenario, options: RunOptions, progress: Progress | 
     done: list[DesignResult] = []
     try:
         for name in names:
-            done.append(await _run_design(scenario, programs, name, options, progress))
+            result = await _run_design(scenario, programs, name, options, progress)
+            done.append(result)
     except KeyboardInterrupt:
         missing = ", ".join(names[len(done) :])
         reason = f"Ctrl-C; missing: {missing}"
-        partial = RunResult.of(scenario.title, scenario.seed, done, complete=False, reason=reason) if done else None
+        partial = (
+            RunResult.of(scenario.title, scenario.seed, done, complete=False, reason=reason) if done else None
+        )
         raise Interrupted(partial, reason) from None
     return RunResult.of(scenario.title, scenario.seed, done)
 
 
 async def _run_design(
-    scenario: Scenario, programs: dict[str, Program], name: str, options: RunOptions, progress: Progress | None
+    scenario: Scenario,
+    programs: dict[str, Program],
+    name: str,
+    options: RunOptions,
+    progress: Progress | None,
 ) -> DesignResult:
     from vpmu.build import build
     from vpmu.collect import collect
@@ -176,9 +186,9 @@ async def run(scenario: Scenario | str | Path, **choices: Any) -> RunResult:
 
 
 def compile_all() -> int:
-    """Compile every kernel that runs call into the cache; return how many there are."""
-    from vpmu.kernels.advance import advance
+    """Compile every kernel that runs call, or find it in the cache; return how many there are."""
     from vpmu.kernels.jit import compile_entries
 
-    assert advance is not None
+    for module in _ENTRY_MODULES:
+        importlib.import_module(module)
     return compile_entries()

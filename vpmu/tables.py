@@ -83,7 +83,7 @@ def action_table(design: DesignResult) -> Table:
 
 
 def thread_table(design: DesignResult) -> Table:
-    """Return the run time of each thread against the part that no session measured."""
+    """Return the run time of each thread against what the same work takes when nobody measures."""
     figures = ("run time", "CPU time", "unmeasured", "share", "switches")
     table = plain_table(f"{design.design}: threads", ("thread", "finished"), figures)
     for row in _most(design.threads, table):
@@ -93,7 +93,7 @@ def thread_table(design: DesignResult) -> Table:
             format_ns(row.run_ns),
             format_ns(row.cpu_ns),
             format_ns(row.unmeasured_ns),
-            _percent(row.unmeasured_ns, row.cpu_ns),
+            _percent(row.unmeasured_ns, row.run_ns),
             format_count(row.switches),
         )
     return table

@@ -33,6 +33,7 @@ from vpmu.kernels.columns import (
     G_SAVED_KERNEL,
     G_SEQUENCE,
     G_SLICE_AT,
+    G_STREAM_OPEN,
     G_SWITCH_AT,
     G_SWITCH_FROM,
     G_SWITCHES,
@@ -227,7 +228,10 @@ def _note(
 
 @kernel
 def deliver_nmi(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> None:
-    """Interrupt the guest with an NMI; while one is handled, one more is remembered."""
+    """Interrupt the guest with an NMI; while one is handled, one more is remembered.
+
+    A guest whose accesses come from outside handles it there.
+    """
     s[g + G_PMIS] += U1
     _note(s, log, g, RECORD_PMI, now, U0, U0)
     if s[g + G_IN_PMI] != U0:
@@ -236,6 +240,8 @@ def deliver_nmi(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> None:
     s[g + G_IN_PMI] = U1
     s[g + G_SAVED_KERNEL] = s[g + G_IN_KERNEL]
     s[g + G_IN_KERNEL] = U0
+    if s[g + G_STREAM_OPEN] != U0:
+        return
     emit(s, g + G_NMI_QUEUE, OP_KERNEL, U0, s[g + G_COST_PMI])
     emit(s, g + G_NMI_QUEUE, OP_CALL, CALL_PMI, U0)
 

@@ -13,6 +13,7 @@ from vpmu.kernels.columns import (
     G_HASH,
     G_ID,
     G_IN_KERNEL,
+    G_IN_PMI,
     G_KEPT,
     G_LOG,
     G_MICRO,
@@ -26,6 +27,7 @@ from vpmu.kernels.columns import (
     G_SEQUENCE,
     G_STREAM,
     G_STREAM_LEFT,
+    G_STREAM_OPEN,
     G_TIMER_AT,
     G_VALUE,
     Q_COUNT,
@@ -53,7 +55,6 @@ from vpmu.kernels.log import RECORD_ACCESS, head_word, keeps, log_record, mix
 from vpmu.kernels.msr import FIXED_CTR0, FULL_PMC0, PMC0, RDPMC_FIXED
 from vpmu.kernels.perf.interrupt import (
     ACCESS_RDPMC,
-    ACCESS_READ,
     ACCESS_WRITE,
     access_done,
     access_of,
@@ -84,6 +85,8 @@ GUEST_OVERFLOW = U64(4)
 GUEST_LIMIT = U64(5)
 GUEST_DONE = U64(6)
 """Its programs have finished."""
+GUEST_WAIT = U64(7)
+"""Its accesses come from outside, and there is none yet."""
 
 REPLAY_WORDS = U64(3)
 """Record of a replay stream: operation | register << 8, value, user-mode cycles before it."""
@@ -106,9 +109,14 @@ def guest_poll(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> np.uint64:
     Returns
     -------
     uint64
-        GUEST_ACCESS, GUEST_RUN, GUEST_HALT or GUEST_DONE.
+        GUEST_ACCESS, GUEST_RUN, GUEST_HALT, GUEST_DONE or GUEST_WAIT.
     """
     while True:
+        if s[g + G_STREAM_OPEN] & s[g + G_IN_PMI] != U0:
+            if s[g + G_STREAM_LEFT] == U0:
+                return GUEST_WAIT
+            _next_record(s, g, s[g + G_CURRENT], now)
+            return GUEST_ACCESS
         if s[g + G_IN_KERNEL] != U0:
             return GUEST_RUN
         nmi = s[g + G_NMI_QUEUE + Q_COUNT] != U0
@@ -131,7 +139,9 @@ def guest_poll(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> np.uint64:
                 return GUEST_HALT
             if s[thread + TH_END] != s[thread + TH_CURSOR + CUR_POS]:
                 return GUEST_RUN
-            if s[thread + TH_TYPE] == THREAD_REPLAY and s[g + G_STREAM_LEFT] != U0:
+            if s[thread + TH_TYPE] == THREAD_REPLAY and s[g + G_STREAM_LEFT] | s[g + G_STREAM_OPEN] != U0:
+                if s[g + G_STREAM_LEFT] == U0:
+                    return GUEST_WAIT
                 if _next_record(s, g, thread, now):
                     return GUEST_ACCESS
             else:

@@ -22,12 +22,12 @@ MODULES = {
         from pathlib import Path
 
         from vpmu.kernels import jit
-        from vpmu.kernels.jit import U64, kernel
+        from vpmu.kernels.jit import U64, entry
 
         jit.add_sources(Path(__file__).with_name("callee.py"))
         from callee import add
 
-        @kernel
+        @entry
         def twice(value: U64) -> U64:
             return add(add(value))
 
@@ -162,3 +162,34 @@ def test_opening_prunes(tmp_path: Path):
     old = make_old_keys(tmp_path, 5)
     opened = jit_cache.open_cache("f" * 16, tmp_path)
     assert sorted(tmp_path.iterdir()) == [*old[2:], opened]
+
+
+def test_a_second_process_finds_every_kernel_in_the_cache():
+    program = """
+        from vpmu.kernels import jit
+        from vpmu.run import compile_all
+
+        print(compile_all(), sum(sum(made.stats.cache_misses.values()) for made, _ in jit._entries))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    entries, misses = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(entries) > 1
+    assert int(misses) == 0
+
+
+def test_a_part_can_still_be_called_from_python():
+    from vpmu.kernels.jit import U64, kernel
+
+    @kernel
+    def inner(value: U64) -> U64:
+        return value + U64(1)
+
+    @kernel
+    def outer(value: U64) -> U64:
+        return inner(value) + U64(1)
+
+    assert outer(U64(40)) == 42
+    # By now the inner one is compiled as a part of the outer, without an entry point of its own.
+    assert inner(U64(41)) == 42
+    assert outer(U64(1)) == 3

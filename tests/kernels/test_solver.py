@@ -35,7 +35,7 @@ def masks_of(configs: list[int], nr_gp: int) -> list[int]:
 
 
 def twin_assign(masks: list[int], gpmax: int) -> dict[int, int]:
-    """The greedy pass of perf_assign_events(), with a list of the counters in the order in which they are tried."""
+    """perf_assign_events(), with a list of the counters in the order in which they are tried."""
     order = sorted(range(len(masks)), key=lambda i: (masks[i].bit_count(), i))
     counters: dict[int, int] = {}
     for i in order:

@@ -1,0 +1,367 @@
+"""The physical CPUs of a process as actors: one kernel call advances them all, and those that stop ask by message.
+
+A physical CPU that has asked stands still until the answer is there; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from vpmu.actors.actor import Effects, UnexpectedMessage
+from vpmu.actors.host_perf import (
+    CALL_END,
+    CALL_FIRST,
+    GiveRows,
+    Passed,
+    PerfReply,
+    PerfRequest,
+    Request,
+    Reserved,
+    ShareRows,
+    Waiting,
+    balance_slices,
+)
+from vpmu.actors.machine import Machine, PcpuEntry
+from vpmu.actors.messages import Address, Message, host_perf, physical_cpu, vcpu
+from vpmu.actors.rows import RowMap, Slices, Words, copy_words, install
+from vpmu.actors.vcpu import WATCH_END, WATCH_FIRST, Go, Resume, Retired, VcpuRows, WantRows, watch_of
+from vpmu.kernels.advance import advance
+from vpmu.kernels.columns import (
+    G_OPERATION,
+    G_REGISTER,
+    G_TIMER_AT,
+    G_VALUE,
+    H_BALANCE_AT,
+    H_FLOATING,
+    P_ASK,
+    P_CPU_HW,
+    P_CURRENT,
+    P_LIMIT,
+    P_NOW,
+    P_REMOTE_GUEST,
+    P_REMOTE_PERF,
+    P_STOP,
+    P_STOP_AT,
+    U_MUX_AT,
+    V_COMPLETE,
+    V_GUEST,
+    V_ID,
+    V_INJECT,
+    V_OPERATION,
+    V_OUTCOME,
+    V_REGISTER,
+    V_VALUE,
+)
+from vpmu.kernels.engine import (
+    ASK_AWAY,
+    ASK_GO,
+    ASK_ROWS,
+    GUEST_ANSWERS,
+    GUEST_TRAVELS,
+    ROWS_HERE,
+    STOP_GUEST,
+    STOP_NONE,
+    STOP_PERF,
+    STOP_RESERVE,
+    STOP_UNRESERVE,
+    STOP_WINDOW,
+)
+from vpmu.kernels.jit import U64
+from vpmu.kernels.remote import call_served, guest_ran, guest_resumed, reservation_served, runnable_vcpus
+
+STEPS = U64(1_000_000)
+_MUX_AT = int(P_CPU_HW + U_MUX_AT)
+_GUEST, _PERF = int(STOP_GUEST), int(STOP_PERF)
+_RESERVE, _UNRESERVE = int(STOP_RESERVE), int(STOP_UNRESERVE)
+_GO, _ROWS, _AWAY = int(ASK_GO), int(ASK_ROWS), int(ASK_AWAY)
+
+
+class Guests(IntEnum):
+    """How guests take part in a physical CPU's process."""
+
+    HERE = 0
+    """Their rows are where their physical CPU is."""
+    ANSWER = int(GUEST_ANSWERS)
+    """Message mode: they answer by message."""
+    TRAVEL = int(GUEST_TRAVELS)
+    """Their rows come when they are switched in."""
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuComes(Message):
+    """A vCPU moves here from a physical CPU of another process: the rows that came with it."""
+
+    words: Words
+
+
+@dataclass(slots=True)
+class _Share:
+    """The physical CPUs of one host in this process."""
+
+    address: Address
+    host: int
+    offset: int
+    pcpus: list[PcpuEntry]
+    waits: bool = False
+    finished: bool = False
+    came: int = 0
+    passed: Passed | None = None
+    asked: set[int] = field(default_factory=set)
+
+
+class PhysicalCpus:
+    """The physical CPUs of a process: own their rows, and those of the vCPUs in their run queues.
+
+    Takes `Retired` and `VcpuRows` from vCPUs, `PerfReply`, `Reserved`, `GiveRows`, `ShareRows` and `Passed` from host perf, `VcpuComes`
+    from other physical CPUs; emits what each of them answers. It has finished when `finished` says so.
+
+    Parameters
+    ----------
+    machine : Machine
+        Of this process.
+    shares : mapping of Address to list of PcpuEntry
+        The physical CPUs that live here and belong to a host of several processes, by share.
+    rows : RowMap
+        Of the machine.
+    guests : Guests
+        How guests take part.
+    """
+
+    def __init__(
+        self, machine: Machine, shares: Mapping[Address, Sequence[PcpuEntry]], rows: RowMap, guests: Guests
+    ) -> None:
+        self._machine = machine
+        self._s = machine.arena
+        self._rows = rows
+        self._guests = guests
+        self._until = machine.until_ns
+        hosts = machine.hosts
+        self._shares = {
+            address: _Share(address, pcpus[0].host, hosts[pcpus[0].host].offset, list(pcpus))
+            for address, pcpus in shares.items()
+        }
+        self._share_at = {pcpu.offset: share for share in self._shares.values() for pcpu in share.pcpus}
+        self._pcpus = [pcpu for share in self._shares.values() for pcpu in share.pcpus]
+        self._at = {physical_cpu(pcpu.index): pcpu for pcpu in self._pcpus}
+        self._stops = np.array([pcpu.offset + int(P_STOP) for pcpu in self._pcpus], dtype=np.intp)
+        self.visitors: set[int] = set()
+        """Offsets of vCPUs whose rows have travelled here."""
+        self._idle_kernel = False
+        for pcpu in self._pcpus:
+            self._s[pcpu.offset + int(P_REMOTE_GUEST)] = U64(guests)
+            self._s[pcpu.offset + int(P_REMOTE_PERF)] = U64(guests is Guests.ANSWER)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every physical CPU is at the run's end."""
+        return self._idle_kernel and all(share.finished for share in self._shares.values())
+
+    def turn(self) -> tuple[Effects, bool]:
+        """Advance all physical CPUs that can go on; return what to send, and whether there is more to do at once."""
+        stop = advance(self._s, self._machine.log, U64(self._until), STEPS)
+        more = bool(stop != STOP_WINDOW)
+        effects: Effects = []
+        stops = self._s[self._stops]
+        for index in np.flatnonzero(stops):
+            pcpu = self._pcpus[index]
+            asked = self._share_at[pcpu.offset].asked
+            if pcpu.offset not in asked:
+                more |= self._ask(pcpu, int(stops[index]), asked, effects)
+        self._idle_kernel = not more
+        if not more:
+            for share in self._shares.values():
+                if not (share.asked or share.waits or share.finished):
+                    self._report(share, effects)
+        return effects, more
+
+    def _ask(self, pcpu: PcpuEntry, stop: int, asked: set[int], effects: Effects) -> bool:
+        """Ask what a physical CPU needs to go on; return whether it can at once."""
+        if stop == _PERF:
+            effects.append((host_perf(pcpu.host), self._perf_request(pcpu)))
+        elif stop != _GUEST:
+            return False
+        else:
+            ask = int(self._s[pcpu.offset + int(P_ASK)])
+            if ask == _AWAY:
+                self._send_home(pcpu, effects)
+                return True
+            effects.append(self._guest_message(pcpu, ask))
+        asked.add(pcpu.offset)
+        return False
+
+    def _word(self, offset: int, column: np.uint64) -> int:
+        return int(self._s[offset + int(column)])
+
+    def _perf_request(self, pcpu: PcpuEntry) -> PerfRequest:
+        p = pcpu.offset
+        words = self._s[p + CALL_FIRST : p + CALL_END].copy()
+        return PerfRequest(physical_cpu(pcpu.index), self._word(p, P_NOW), words)
+
+    def _guest_message(self, pcpu: PcpuEntry, ask: int) -> tuple[Address, Message]:
+        p = pcpu.offset
+        v = self._word(p, P_CURRENT)
+        source, now = physical_cpu(pcpu.index), self._word(p, P_NOW)
+        to = vcpu(self._word(v, V_ID))
+        if ask == _GO:
+            return to, Go(source, now, self._word(p, P_LIMIT), watch_of(self._s, self._word(v, V_GUEST)))
+        if ask == _ROWS:
+            return to, WantRows(source, now)
+        words = (V_COMPLETE, V_OPERATION, V_REGISTER, V_OUTCOME, V_VALUE, V_INJECT)
+        return to, Resume(source, now, *(self._word(v, column) for column in words))
+
+    def _send_home(self, pcpu: PcpuEntry, effects: Effects) -> None:
+        p = pcpu.offset
+        v = self._word(p, P_LIMIT)
+        slices = self._rows.state(v) + self._rows.guest(v)
+        message = VcpuRows(physical_cpu(pcpu.index), self._word(p, P_NOW), copy_words(self._s, slices))
+        effects.append((vcpu(self._word(v, V_ID)), message))
+        self.visitors.discard(v)
+        self._s[p + int(P_ASK)] = U64(0)
+        self._s[p + int(P_STOP)] = STOP_NONE
+
+    def _window(self, share: _Share) -> int:
+        if not self._word(share.offset, H_FLOATING):
+            return self._until
+        return min(self._until, self._word(share.offset, H_BALANCE_AT))
+
+    def _report(self, share: _Share, effects: Effects) -> None:
+        window = self._window(share)
+        request = self._first_request(share, window)
+        share.waits = True
+        share.finished = request is None and window == self._until
+        loads = () if request else tuple(int(runnable_vcpus(self._s, U64(p.offset))) for p in share.pcpus)
+        at = window if request is None else request.at_ns
+        effects.append((host_perf(share.host), Waiting(share.address, at, request, loads)))
+
+    def _first_request(self, share: _Share, window: int) -> Request | None:
+        """Return the earliest request for the reservation before the window's end, as first_request() does."""
+        found = [
+            Request(self._word(pcpu.offset, P_STOP_AT), pcpu.index, int(stop == _UNRESERVE))
+            for pcpu in share.pcpus
+            if (stop := self._word(pcpu.offset, P_STOP)) in (_RESERVE, _UNRESERVE)
+            and self._word(pcpu.offset, P_STOP_AT) < window
+        ]
+        return min(found, key=lambda each: (each.at_ns, each.pcpu), default=None)
+
+    def handle(self, to: Address, message: Message) -> Effects:
+        """Take a message; return what to send at once. `turn` then says how it goes on."""
+        if isinstance(message, Retired):
+            self._retired(self._answered(to, _GUEST), message)
+        elif isinstance(message, PerfReply):
+            self._served(self._answered(to, _PERF), message)
+        elif isinstance(message, VcpuRows):
+            self._rows_here(self._answered(to, _GUEST), message)
+        elif to not in self._shares:
+            raise UnexpectedMessage(f"{to} cannot take a {type(message).__name__}")
+        else:
+            return self._handle_share(self._shares[to], message)
+        return []
+
+    def _answered(self, to: Address, stop: int) -> PcpuEntry:
+        pcpu = self._at.get(to)
+        asked = set() if pcpu is None else self._share_at[pcpu.offset].asked
+        if pcpu is None or pcpu.offset not in asked or self._word(pcpu.offset, P_STOP) != stop:
+            raise UnexpectedMessage(f"{to} got an answer that it did not ask for")
+        asked.remove(pcpu.offset)
+        return pcpu
+
+    def _retired(self, pcpu: PcpuEntry, message: Retired) -> None:
+        p = pcpu.offset
+        s = self._s
+        going = self._word(p, P_ASK) == _GO
+        if going != (message.watch is not None):
+            raise UnexpectedMessage(f"physical_cpu {pcpu.index} got the answer to another question")
+        g = self._word(self._word(p, P_CURRENT), V_GUEST)
+        s[g + int(G_TIMER_AT)] = message.timer_at_ns
+        if message.access is not None:
+            s[g + int(G_OPERATION)] = message.access.operation
+            s[g + int(G_REGISTER)] = message.access.register
+            s[g + int(G_VALUE)] = message.access.value
+        if message.watch is None:
+            guest_resumed(s, U64(p), U64(message.reason))
+        else:
+            s[g + WATCH_FIRST : g + WATCH_END] = message.watch
+            guest_ran(s, U64(p), U64(message.at_ns), U64(message.reason))
+
+    def _served(self, pcpu: PcpuEntry, message: PerfReply) -> None:
+        p = pcpu.offset
+        self._s[p + CALL_FIRST : p + CALL_END] = message.words
+        self._s[p + _MUX_AT] = message.mux_at_ns
+        call_served(self._s, U64(p))
+
+    def _rows_here(self, pcpu: PcpuEntry, message: VcpuRows) -> None:
+        p = pcpu.offset
+        install(self._s, message.words)
+        self.visitors.add(self._word(p, P_CURRENT))
+        self._s[p + int(P_ASK)] = ROWS_HERE
+        self._s[p + int(P_STOP)] = STOP_NONE
+
+    def _handle_share(self, share: _Share, message: Message) -> Effects:
+        if isinstance(message, VcpuComes):
+            install(self._s, message.words)
+            share.came += 1
+            return self._pass(share)
+        if not share.waits:
+            raise UnexpectedMessage(f"{share.address} got a {type(message).__name__} but does not wait")
+        if isinstance(message, Reserved):
+            share.waits = False
+            reservation_served(
+                self._s, U64(self._offset_of(message.pcpu)), U64(message.start_ns), U64(message.work_ns)
+            )
+            return []
+        if isinstance(message, GiveRows):
+            slices = [each for pcpu in share.pcpus for each in balance_slices(self._rows, pcpu.offset)]
+            words = copy_words(self._s, slices)
+            return [(message.source, ShareRows(share.address, message.at_ns, words))]
+        if isinstance(message, ShareRows):
+            install(self._s, message.words)
+            return []
+        if isinstance(message, Passed):
+            share.passed = message
+            effects: Effects = [self._sent_away(share, *going) for going in message.goings]
+            return effects + self._pass(share)
+        raise UnexpectedMessage(f"{share.address} cannot take a {type(message).__name__}")
+
+    def _offset_of(self, pcpu: int) -> int:
+        return self._at[physical_cpu(pcpu)].offset
+
+    def moving_slices(self, v: int) -> Slices:
+        """Return what of a vCPU lives with its physical CPU, apart from its thread."""
+        if self._guests is Guests.TRAVEL:
+            return self._rows.task(v)
+        if self._guests is Guests.ANSWER:
+            return self._rows.state(v)
+        return self._rows.state(v) + self._rows.task(v) + self._rows.guest(v)
+
+    def _sent_away(self, share: _Share, index: int, to: Address) -> tuple[Address, Message]:
+        v = self._machine.vcpus[index].offset
+        at = self._window(share)
+        return to, VcpuComes(share.address, at, copy_words(self._s, self.moving_slices(v)))
+
+    def _pass(self, share: _Share) -> Effects:
+        """Go on behind a balance point, once everybody who comes is there."""
+        passed = share.passed
+        if passed is not None and share.came == passed.comings:
+            self._s[share.offset + int(H_BALANCE_AT)] = U64(passed.balance_at_ns)
+            share.passed = None
+            share.came = 0
+            share.waits = False
+        return []
+
+    def clock_ns(self) -> int:
+        """Return how far the slowest physical CPU here has come."""
+        return min((self._word(pcpu.offset, P_NOW) for pcpu in self._pcpus), default=self._until)
+
+    def residents(self) -> list[int]:
+        """Return the offsets of the vCPUs in the run queues here."""
+        return [v for pcpu in self._pcpus for v in self._rows.queued(pcpu.offset)]
+
+    def finish(self) -> None:
+        """Take the marks of several processes out of the rows, at the end of a run."""
+        for pcpu in self._pcpus:
+            for column in (P_REMOTE_GUEST, P_REMOTE_PERF, P_ASK):
+                self._s[pcpu.offset + int(column)] = U64(0)

@@ -1,0 +1,178 @@
+"""Whole runs through the public face: the example scenarios, results on disk, Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import trio
+
+import vpmu
+from vpmu.cli import main
+from vpmu.options import RunOptions
+from vpmu.results import DesignResult, RunResult, read_results
+from vpmu.run import execute
+from vpmu.scenario import load_scenario
+from vpmu.tables import lost_ns
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STAT = EXAMPLES / "ftest" / "stat.toml"
+RECORD = EXAMPLES / "ftest" / "record.toml"
+DESIGNS = ("legacy", "optimized", "native")
+
+
+@pytest.fixture(scope="module")
+def stat_run() -> RunResult:
+    """The demo's run, its program cut to a twentieth."""
+    scenario = load_scenario(STAT, ["vm.guest.thread.ftest.work=5"])
+    return trio.run(execute, scenario, RunOptions(designs=DESIGNS), None)
+
+
+@pytest.fixture(scope="module")
+def record_run() -> RunResult:
+    scenario = load_scenario(RECORD, ["until=3 s", "vm.guest.thread.ftest.work=20"])
+    return trio.run(execute, scenario, RunOptions(designs=DESIGNS), None)
+
+
+def action(result: DesignResult, name: str) -> int:
+    return next(row.calls for row in result.actions if row.action == name)
+
+
+def test_optimized_loses_at_most_a_tenth_of_what_legacy_loses(stat_run: RunResult):
+    native = stat_run.designs["native"]
+    legacy = lost_ns(stat_run.designs["legacy"], native)
+    optimized = lost_ns(stat_run.designs["optimized"], native)
+    assert legacy is not None
+    assert optimized is not None
+    assert 0 < optimized * 10 <= legacy
+
+
+def test_every_count_read_equals_the_truth(stat_run: RunResult):
+    for result in stat_run.designs.values():
+        assert result.host["counters read"] > 0
+        assert result.host["counters read that differ from the truth"] == 0
+        assert all(row.count == row.truth for row in result.counters)
+
+
+def test_counts_are_those_of_the_program_and_the_kernel_paths(stat_run: RunResult):
+    # The profile has 12,514,734 branches and 59,930,575 cycles a run; perf stat counts kernel code too.
+    for result in stat_run.designs.values():
+        counts = {row.event: row.count for row in result.counters}
+        assert 12_514_734 * 5 <= counts["branches"] < 12_514_734 * 5.1
+        assert 59_930_575 * 5 <= counts["cpu-cycles"] < 59_930_575 * 5.1
+
+
+def test_a_switch_of_a_measured_thread_makes_the_accesses_of_the_driver(stat_run: RunResult):
+    # pmu-facts C.2, C.3: out and in together 2 enables, 2 disables, 4 fixed_ctrl, 4 eventsel, 3 rdpmc, 3 counters.
+    for result in stat_run.designs.values():
+        pairs = action(result, "sched_in")
+        assert action(result, "sched_out") == pairs
+        assert action(result, "rdpmc") == 3 * pairs
+        assert action(result, "rd/wr counter") == 3 * pairs
+        assert action(result, "rd/wr eventsel") == 4 * pairs
+        assert action(result, "rd/wr fixed_ctrl") == 4 * pairs
+        assert action(result, "enable global_ctrl") == 2 * pairs
+
+
+def test_the_accounting_adds_up_to_the_clock(stat_run: RunResult, record_run: RunResult):
+    for run in (stat_run, record_run):
+        for result in run.designs.values():
+            assert sum(result.accounting.values()) >= result.until_ns
+            assert sum(result.accounting.values()) < result.until_ns + 100_000_000
+
+
+def test_optimized_takes_as_many_samples_as_native(record_run: RunResult):
+    samples = {name: result.profiles[0].samples for name, result in record_run.designs.items()}
+    assert samples["native"] > 1000
+    assert abs(samples["optimized"] - samples["native"]) < 0.1 * samples["native"]
+    assert samples["legacy"] < samples["native"] / 2
+
+
+def test_profiles_name_functions_and_count_every_sample(record_run: RunResult):
+    profile = record_run.designs["optimized"].profiles[0]
+    assert sum(row.samples for row in profile.functions) == profile.samples
+    assert max(profile.functions, key=lambda row: row.truth_cycles).name == "qux"
+
+
+def test_a_starved_program_is_named(record_run: RunResult):
+    assert record_run.designs["legacy"].unfinished == ["guest/ftest"]
+    assert record_run.designs["native"].unfinished == []
+
+
+def test_a_repeated_run_has_the_same_digest(stat_run: RunResult):
+    scenario = load_scenario(STAT, ["vm.guest.thread.ftest.work=5"])
+    again = trio.run(execute, scenario, RunOptions(designs=("optimized", "legacy", "native")), None)
+    assert again.digest == stat_run.digest
+
+
+def test_another_seed_has_another_digest(stat_run: RunResult):
+    scenario = load_scenario(STAT, ["vm.guest.thread.ftest.work=5", "seed=2"])
+    other = trio.run(execute, scenario, RunOptions(designs=("optimized",)), None)
+    assert other.digest != stat_run.designs["optimized"].digest
+
+
+def test_one_nanosecond_of_one_cost_changes_the_digest(tmp_path: Path, stat_run: RunResult):
+    profile = EXAMPLES.parent / "vpmu" / "profiles" / "e5-2699v4-linux-5.0.toml"
+    changed = tmp_path / "changed.toml"
+    changed.write_text(profile.read_text().replace("[cost.exit]\nns = 400", "[cost.exit]\nns = 401"))
+    scenario = load_scenario(STAT, ["vm.guest.thread.ftest.work=5", f"host.host.profile={changed}"])
+    other = trio.run(execute, scenario, RunOptions(designs=("optimized",)), None)
+    assert other.digest != stat_run.designs["optimized"].digest
+
+
+def test_run_writes_results_that_read_back_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["run", str(STAT), "--set", "vm.guest.thread.ftest.work=1", "--design", "optimized", "--quiet"]
+    for name in ("a", "b"):
+        assert main([*arguments, "--out", str(tmp_path / name), "--keep", "all"]) == 0
+    first, second = (tmp_path / name / "summary.json" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    result = read_results(tmp_path / "a").designs["optimized"]
+    accesses = pq.read_table(tmp_path / "a" / "optimized" / "accesses.parquet")
+    assert accesses.num_rows == result.host["accesses"]
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    capsys.readouterr()
+
+
+async def test_the_library_runs_a_file():
+    result = await vpmu.run(STAT, designs=("native",))
+    assert result.designs["native"].unfinished == []
+
+
+def test_ctrl_c_ends_within_a_second_and_says_what_is_missing(tmp_path: Path):
+    # Hundreds of CPU seconds of legacy: the first design is done at once, the second is never.
+    scenario = tmp_path / "long.toml"
+    text = RECORD.read_text().replace('until = "300 s"', 'until = "10000000 s"')
+    scenario.write_text(text.replace("callgrind.out.ftest", str(EXAMPLES / "ftest" / "callgrind.out.ftest")))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vpmu.cli"] if shutil.which("vpmu") is None else ["vpmu"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    process = subprocess.Popen(
+        [*command, "run", str(scenario), "--design", "native,legacy", "--out", str(out)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "native" / "samples.parquet").exists() and time.monotonic() < deadline:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=30)
+        took = time.monotonic() - began
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert took < 1
+    assert "missing: legacy" in errors
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["complete"] is False
+    assert list(summary["designs"]) == ["native"]
