@@ -14,7 +14,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS: dict[str, str] = {
-    "run": "vpmu.run",
+    "run": "vpmu.execution",
     "RunResult": "vpmu.results",
     "Scenario": "vpmu.scenario",
     "load_scenario": "vpmu.scenario",

@@ -196,7 +196,7 @@ def program_show(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
 @app.command("compile")
 def compile_kernels() -> None:
     """Compile all kernels into the cache, for the first run to start at once."""
-    from vpmu.run import compile_all
+    from vpmu.execution import compile_all
 
     compile_all()
 

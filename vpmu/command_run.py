@@ -50,7 +50,7 @@ def run_command(
 ) -> int:
     """Check everything, run, write and print; return the exit status.
 
-    `execute` is `vpmu.run.execute` unless given; the other arguments are the command line's.
+    `execute` is `vpmu.execution.execute` unless given; the other arguments are the command line's.
     """
     scenario = load_scenario(file, overrides)
     options = RunOptions(
@@ -152,7 +152,7 @@ def _execute(scenario: Scenario, options: RunOptions, output: Output, execute: E
 
 
 def _executor() -> Executor:
-    from vpmu.run import execute
+    from vpmu.execution import execute
 
     return execute
 

@@ -50,4 +50,4 @@ class RunOptions:
 
 
 Executor = Callable[["Scenario", RunOptions, Progress | None], Awaitable["RunResult"]]
-"""What runs a scenario: `vpmu.run.execute`. It raises `vpmu.errors.Interrupted` after Ctrl-C."""
+"""What runs a scenario: `vpmu.execution.execute`. It raises `vpmu.errors.Interrupted` after Ctrl-C."""

@@ -1,7 +1,7 @@
 """The pytest plugin: a host with vCPUs in a user's own tests, and assertions on counts, PMIs, latencies.
 
-It is loaded by pytest wherever vpmu is installed, so importing it loads nothing of the engine.  Tests that use
-it are pytest-trio's::
+It is loaded by pytest wherever vpmu is installed, so importing it loads nothing of the engine.  Tests that
+use it are pytest-trio's::
 
     async def test_branches(vpmu_host):
         vcpu = vpmu_host("optimized").vcpu(rates={"branches": 0.2})
@@ -12,7 +12,7 @@ it are pytest-trio's::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,7 +97,11 @@ def vpmu_vcpu(vpmu_host: MakeHost) -> Vcpu:
 
 
 async def run_scenario(
-    scenario: str | Path | Mapping[str, Any], *, design: str = "optimized", **choices: Any
+    scenario: str | Path | Mapping[str, Any],
+    *,
+    design: str = "optimized",
+    overrides: Sequence[str] = (),
+    **choices: Any,
 ) -> DesignResult:
     """Run a whole scenario under one design and return its result.
 
@@ -107,6 +111,8 @@ async def run_scenario(
         A scenario's file, or a table as `tomllib` reads one.
     design : str
         Name of a design.
+    overrides : sequence of str
+        Texts ``key=value``, as ``vpmu run --set`` takes them.
     **choices
         Fields of `vpmu.options.RunOptions`: ``workers``, ``messages`` and so on.
 
@@ -116,11 +122,14 @@ async def run_scenario(
         For a mistake in the scenario or the choices.
     """
     from vpmu.options import RunOptions
-    from vpmu.run import execute
+    from vpmu.execution import execute
     from vpmu.scenario import load_scenario
     from vpmu.scenario.load import parse_scenario
 
-    loaded = parse_scenario(dict(scenario)) if isinstance(scenario, Mapping) else load_scenario(scenario)
+    if isinstance(scenario, Mapping):
+        loaded = parse_scenario(dict(scenario), overrides=list(overrides))
+    else:
+        loaded = load_scenario(scenario, list(overrides))
     result = await execute(loaded, RunOptions(designs=(design,), **choices))
     return next(iter(result.designs.values()))
 

@@ -167,7 +167,7 @@ def test_opening_prunes(tmp_path: Path):
 def test_a_second_process_finds_every_kernel_in_the_cache():
     program = """
         from vpmu.kernels import jit
-        from vpmu.run import compile_all
+        from vpmu.execution import compile_all
 
         print(compile_all(), sum(sum(made.stats.cache_misses.values()) for made, _ in jit._entries))
     """

@@ -280,7 +280,7 @@ def result_of(scenario: Scenario, names: Sequence[str], **more: Any):
 
 
 async def emulate(scenario: Scenario, options: RunOptions, progress: Progress | None):
-    """What `vpmu.run.execute` does at its edges: progress, records, a result."""
+    """What `vpmu.execution.execute` does at its edges: progress, records, a result."""
     for name in options.designs:
         if progress is not None:
             progress(name, scenario.until_ns)

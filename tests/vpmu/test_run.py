@@ -17,7 +17,7 @@ import vpmu
 from vpmu.cli import main
 from vpmu.options import RunOptions
 from vpmu.results import DesignResult, RunResult, read_results
-from vpmu.run import execute
+from vpmu.execution import execute
 from vpmu.scenario import load_scenario
 from vpmu.tables import lost_ns
 
