@@ -321,6 +321,7 @@ async def run_gang(
     transport: str = "tcp",
     start_within_s: float = START_WITHIN_S,
     open_workers: Callable[[int, Path], Workers] = LocalWorkers,
+    register: Callable[[Hub], None] | None = None,
 ) -> list[bytes]:
     """Run `entry` once in each of `nr_ranks` processes that can send each other frames.
 
@@ -341,6 +342,8 @@ async def run_gang(
         Longest time from the workers being up to all ranks being ready.
     open_workers : callable
         Makes the workers from their number and a scratch directory.
+    register : callable, optional
+        Registers handlers for what ranks send to `proto.COORDINATOR`.
 
     Returns
     -------
@@ -363,6 +366,8 @@ async def run_gang(
         workers = open_workers(nr_ranks, Path(name))
         endpoint = local_endpoint(transport, Path(name))
         with Hub(endpoint, run=run, attempt=attempt, rank=COORDINATOR) as hub:
+            if register is not None:
+                register(hub)
             spec = GangSpec(run, attempt, hub.endpoint, transport, name, entry, payload)
             try:
                 return await _Gang(hub, workers, nr_ranks).run(spec, start_within_s)

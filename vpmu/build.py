@@ -214,7 +214,7 @@ class Builder:
         self.guest_rows = layout.add("guest", len(self.placed), col.GUEST_COLUMNS)
         self.thread_rows = layout.add("thread", sum(len(p.threads) for p in self.placed), col.THREAD_COLUMNS)
         self.session_rows = layout.add(
-            "session", sum(len(p.sessions) for p in self.placed), col.SESSION_COLUMNS
+            "session", sum(self._nr_sessions(p) for p in self.placed), col.SESSION_COLUMNS
         )
         contexts = pcpus + 2 * len(self.placed) + sum(self._nr_thread_contexts(p) for p in self.placed)
         self.context_rows = layout.add("context", contexts, col.CONTEXT_COLUMNS)
@@ -248,7 +248,33 @@ class Builder:
         return [s for s in placed.sessions if s.thread in thread.copies() or s.thread == thread.name]
 
     def _nr_guest_events(self, placed: _Placed) -> int:
-        return 2 + col.SLOTS + sum(self._nr_events(s.events) for s in placed.sessions)
+        own = sum(self._nr_events(s.events) for s in placed.sessions)
+        system = int(self._has_watchdog(placed)) + sum(
+            self._nr_events(t.events) for t in self._own_tools(placed)
+        )
+        return col.SLOTS + own + system
+
+    def _has_watchdog(self, placed: _Placed) -> bool:
+        """Return whether the system in a vCPU has an NMI watchdog; on bare hardware it is the host's."""
+        return self.scenario.hosts[placed.host].watchdog if self.native else placed.vm.watchdog
+
+    def _own_tools(self, placed: _Placed) -> list[Tool]:
+        """Return the host tools that run in the system itself, on bare hardware, on the CPU of this vCPU."""
+        if not self.native:
+            return []
+        host = self.scenario.hosts[placed.host].name
+        tools = [tool for tool in self.scenario.tools if tool.host == host]
+        return [tool for tool in tools if self._tool_covers(tool, placed)]
+
+    @staticmethod
+    def _tool_covers(tool: Tool, placed: _Placed) -> bool:
+        if tool.vm:
+            mine = tool.vm in (placed.vm.name, placed.vm_name)
+            return mine and (tool.vcpu is None or tool.vcpu == placed.vcpu)
+        return tool.cpus in ("all", None) or placed.pinned is None or placed.pinned in (tool.cpus or ())
+
+    def _nr_sessions(self, placed: _Placed) -> int:
+        return len(placed.sessions) + int(self._has_watchdog(placed)) + len(self._own_tools(placed))
 
     def _take(self, region: Region, rows: int = 1) -> int:
         """Return the offset of the next free row of a table."""
@@ -441,7 +467,8 @@ class Builder:
             G_MASK=(1 << 48) - 1,
             G_FULL_WIDTH=int(self.native),
             G_NR_THREADS=len(placed.threads),
-            G_NR_SESSIONS=len(placed.sessions) + int(vm.watchdog),
+            G_NR_SESSIONS=self._nr_sessions(placed),
+            G_SESSIONS=self.session_rows.row(self._taken["session"]),
             G_ACCOUNTED_AT=vm.start_ns,
             **{_column_name(column): sum(costs[name][:2]) for name, column in _GUEST_COSTS.items()},
         )
@@ -460,8 +487,7 @@ class Builder:
             self._fill_session(number, session, placed, threads, context)
             for number, session in enumerate(placed.sessions)
         ]
-        if sessions:
-            self._set(g, G_SESSIONS=sessions[0].offset)
+        self._fill_system_sessions(placed, profile, context)
         return threads, sessions
 
     def _fill_thread(self, number: int, name: str, thread: Thread, placed: _Placed) -> ThreadEntry:
@@ -535,6 +561,24 @@ class Builder:
             session.name, session.tool, tuple(names), thread.name if thread else "", row, first
         )
 
+    def _fill_system_sessions(self, placed: _Placed, profile: Profile, context: int) -> None:
+        """Fill in what the system measures for itself: its watchdog; on hardware, the host's tools."""
+        number = len(placed.sessions)
+        if self._has_watchdog(placed):
+            row, event = self._take(self.session_rows), self._take(self.event_rows)
+            self._set(row, S_ID=number, S_CONTEXT=context, S_START_AT=placed.vm.start_ns, S_STOP_AT=_NEVER)
+            self._set(row, S_NEXT_AT=_NEVER, S_FIRST=event, S_NR_EVENTS=1)
+            self._fill_watchdog_event(event, profile)
+            self._set(event, E_OWNER=number << 8)
+            number += 1
+        for tool in self._own_tools(placed):
+            row = self._take(self.session_rows)
+            first = self._take(self.event_rows, self._nr_events(tool.events))
+            self._set(row, S_ID=number, S_CONTEXT=context, S_START_AT=tool.start_ns, S_NEXT_AT=_NEVER)
+            self._set(row, S_STOP_AT=_NEVER if tool.stop_ns is None else tool.stop_ns, S_FIRST=first)
+            self._set(row, S_NR_EVENTS=self._fill_tool_events(tool, first, number))
+            number += 1
+
     def _fill_event(
         self, at: int, spec: EventSpec, leader: int, flags: int, frequency: int, period: int, user_only: bool
     ) -> None:
@@ -576,6 +620,10 @@ class Builder:
         row = self._take(self.tool_rows)
         event = self._take(self.event_rows)
         self._set(row, TO_STOP_AT=_NEVER, TO_FIRST=event, TO_NR_EVENTS=1)
+        self._fill_watchdog_event(event, profile)
+
+    def _fill_watchdog_event(self, event: int, profile: Profile) -> None:
+        """Fill in the NMI watchdog's event: pinned cycles, ten seconds' worth at the TSC's frequency."""
         config = 0x3C | int(EVENTSEL_INT) | int(EVENTSEL_USR) | int(EVENTSEL_OS)
         flags = int(col.FLAG_PINNED | col.FLAG_SAMPLING | col.FLAG_WATCHDOG)
         period = profile.cpu.tsc_khz * 1000 * 10
@@ -585,40 +633,46 @@ class Builder:
 
     def _fill_tool(self, tool: Tool, vcpu: int | None, number: int) -> None:
         row = self._take(self.tool_rows)
-        groups = event_groups(tool.events)
-        first = self._take(self.event_rows, sum(len(group) for group in groups))
+        first = self._take(self.event_rows, self._nr_events(tool.events))
         self._set(
             row,
             TO_ID=number,
             TO_START_AT=tool.start_ns,
             TO_STOP_AT=_NEVER if tool.stop_ns is None else tool.stop_ns,
             TO_FIRST=first,
-            TO_NR_EVENTS=sum(len(group) for group in groups),
+            TO_NR_EVENTS=self._fill_tool_events(tool, first, 0),
             TO_VCPU=0 if vcpu is None else self.machine.vcpus[vcpu].offset,
         )
+
+    def _fill_tool_events(self, tool: Tool, first: int, session: int) -> int:
+        """Fill in a host tool's events from the row at ``first`` on; return how many there are."""
         flags = int(col.FLAG_PINNED) if tool.pinned else 0
         flags |= int(col.FLAG_EXCLUDE_GUEST) if tool.exclude_guest else 0
         flags |= int(col.FLAG_EXCLUDE_HOST) if tool.exclude_host else 0
         flags |= int(col.FLAG_SAMPLING) if tool.kind == "record" else 0
+        frequency = tool.frequency or 0 if tool.kind == "record" else 0
         at = first
-        for group in groups:
+        number = 0
+        for group in event_groups(tool.events):
             leader = at
             for spec in group:
-                frequency = tool.frequency or 0 if tool.kind == "record" else 0
                 self._fill_event(at, spec, leader, flags, frequency, tool.period or 0, False)
+                self._set(at, E_OWNER=(session << 8) | number)
                 at += col.EVENT_COLUMNS
+                number += 1
+        return number
 
     def _start(self) -> None:
         """Put the vCPUs on their physical CPUs and set every timer."""
         load: dict[int, int] = {}
+        pcpus = {(pcpu.host, pcpu.cpu): pcpu.offset for pcpu in self.machine.pcpus}
         for entry, placed in zip(self.machine.vcpus, self.placed, strict=True):
             host = self.scenario.hosts[placed.host]
             cpu = placed.pinned
             if cpu is None:
                 cpu = load.get(placed.host, 0) % host.cpus
                 load[placed.host] = load.get(placed.host, 0) + 1
-            pcpu = next(p for p in self.machine.pcpus if p.host == placed.host and p.cpu == cpu)
-            place_vcpu(self.s, U64(pcpu.offset), U64(entry.offset))
+            place_vcpu(self.s, U64(pcpus[placed.host, cpu]), U64(entry.offset))
             boot_guest(self.s, U64(entry.guest))
         for pcpu in self.machine.pcpus:
             boot_timers(self.s, U64(pcpu.offset))

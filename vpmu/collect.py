@@ -232,7 +232,7 @@ class Collector:
         ]
 
     def profile(self, vcpu: VcpuEntry, number: int) -> ProfileRow:
-        """Return a ``perf record`` session: its samples by function beside the cycles that each function took."""
+        """Return a ``perf record`` session: samples by function beside the cycles that each took."""
         session = vcpu.sessions[number]
         counts = self.samples.of(self.word(vcpu.guest, col.G_ID), number)
         functions = [

@@ -38,8 +38,8 @@ class ThreadRow(Struct, kw_only=True):
     """One guest thread: when it ran and what it lost.
 
     `run_ns` is wall time in the guest from start to end (or to the run's end), `cpu_ns` what the guest's
-    scheduler gave it, `unmeasured_ns` how long the same work takes when nobody measures: its cycles at the core's
-    frequency.
+    scheduler gave it, `unmeasured_ns` how long the same work takes
+    when nobody measures: its cycles at the core's frequency.
     """
 
     vm: str

@@ -1,0 +1,267 @@
+"""Runs a machine over several processes: what a rank is told, what it plays, and how their results become one.
+
+Every rank gets the same machine and plays its role in it; at the end each hands in the rows that it owns.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import trio
+
+from vpmu.actors.machine import HostEntry, Machine, PcpuEntry, Region, VcpuEntry, empty_log
+from vpmu.cluster import proto
+from vpmu.cluster.errors import RemoteProtocolError
+from vpmu.cluster.hub import Hub
+from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
+from vpmu.cluster.placement import Policy
+from vpmu.cluster.proto import Frame, Kind, U64Array
+from vpmu.kernels.designs import registry
+from vpmu.kernels.jit import Arena
+from vpmu.kernels.log import RECORD_WORDS
+
+ENTRY = "vpmu.cluster.node:play"
+BATCH = 1 << 15
+"""Records that are handed to the caller at once."""
+
+OnRecords = Callable[[Arena], None]
+OnProgress = Callable[[int], None]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What every rank is told: the machine and how it is divided; sent as MessagePack."""
+
+    design: str
+    design_file: str
+    until_ns: int
+    hosts: list[HostEntry]
+    pcpus: list[PcpuEntry]
+    vcpus: list[VcpuEntry]
+    regions: list[Region]
+    arena: bytes
+    log_records: int
+    workers: int
+    place: Policy
+    messages: bool
+
+
+class Share(msgspec.Struct, frozen=True):
+    """What a rank hands in: its rows as a ROWS payload, its action histograms, and how many frames it sent of each
+    kind that actors talk in."""
+
+    rows: bytes
+    stats: bytes
+    accesses: int
+    frames: dict[str, int]
+
+
+@dataclass(slots=True)
+class WorkersOutcome:
+    """The end of a run over several processes.
+
+    Attributes
+    ----------
+    arena : uint64[n]
+        Every row from its owner.
+    frames : dict of str to int
+        Frames that were sent, by kind.
+    """
+
+    arena: Arena
+    frames: dict[str, int] = field(default_factory=dict)
+
+
+def pack_part(machine: Machine, workers: int, place: Policy, messages: bool) -> bytes:
+    """Return a machine and how it is divided, for `play`."""
+    file = registry.design_path(machine.design)
+    part = Part(
+        machine.design,
+        "" if file is None else str(file),
+        machine.until_ns,
+        machine.hosts,
+        machine.pcpus,
+        machine.vcpus,
+        list(machine.regions.values()),
+        zlib.compress(machine.arena.tobytes(), 1),
+        machine.log.size // RECORD_WORDS,
+        workers,
+        place,
+        messages,
+    )
+    return msgspec.msgpack.encode(part)
+
+
+def unpack_machine(part: Part) -> Machine:
+    """Return the machine of a part, its arena writable."""
+    return Machine(
+        part.design,
+        part.until_ns,
+        np.frombuffer(zlib.decompress(part.arena), proto.U64_DTYPE).copy(),
+        empty_log(part.log_records),
+        part.hosts,
+        part.pcpus,
+        part.vcpus,
+        {region.name: region for region in part.regions},
+    )
+
+
+async def play(hub: Hub, rank: int, payload: bytes) -> bytes:
+    """Play one rank of a run; the entry of the gang."""
+    part = msgspec.msgpack.decode(payload, type=Part)
+    if part.design_file:
+        registry.add_design(Path(part.design_file))
+    # Note that designs must be named before the engine is imported.
+    from vpmu.cluster.roles import assign
+    from vpmu.cluster.seat import Seat
+
+    machine = unpack_machine(part)
+    seat = Seat(hub, rank, machine, assign(machine, part.workers, part.place, part.messages))
+    await seat.run()
+    return msgspec.msgpack.encode(_share(hub, machine, seat.owned()))
+
+
+def _share(hub: Hub, machine: Machine, owned: list[tuple[int, int]]) -> Share:
+    from vpmu.cluster import letters
+    from vpmu.kernels.columns import R_ACCESSES
+
+    frames = {
+        kind.name: count for kind, count in hub.statistics().frames_sent.items() if kind in letters.KINDS
+    }
+    return Share(
+        proto.pack_rows(machine.arena, owned).tobytes(),
+        machine.table("action").tobytes(),
+        int(machine.arena[R_ACCESSES]),
+        frames,
+    )
+
+
+class _Home:
+    """The end of a run that started it: collects records and progress, and merges what ranks hand in."""
+
+    def __init__(self, machine: Machine, on_progress: OnProgress | None, nr_ranks: int) -> None:
+        self._machine = machine
+        self._on_progress = on_progress
+        self._clocks = dict.fromkeys(range(nr_ranks), 0)
+        self._records: list[U64Array] = []
+
+    def register(self, hub: Hub) -> None:
+        """Take records and clocks."""
+        hub.on_kind(Kind.RECORDS, self._on_records)
+        hub.on_kind(Kind.WINDOW, self._on_clock)
+
+    def _on_records(self, frame: Frame) -> None:
+        self._records.append(frame.records)
+
+    def _on_clock(self, frame: Frame) -> None:
+        if (frame.header.nr_records, frame.header.words) != (1, 1):
+            raise RemoteProtocolError("a clock of more than one word")
+        (self._clocks[frame.header.source_rank],) = frame.record()
+        if self._on_progress is not None:
+            self._on_progress(min(clock for clock in self._clocks.values() if clock))
+
+    def hand_over(self, on_records: OnRecords) -> None:
+        """Hand all records over, in the order of (time, actor, sequence), which is a function of the run alone."""
+        records = sort_records(np.concatenate(self._records)) if self._records else []
+        self._records.clear()
+        for first in range(0, len(records), BATCH):
+            on_records(records[first : first + BATCH])
+
+    def merge(self, results: list[bytes]) -> WorkersOutcome:
+        """Put every owner's rows into one arena, and add up what counts the whole run."""
+        from vpmu.kernels.columns import R_ACCESSES
+
+        machine = self._machine
+        outcome = WorkersOutcome(machine.arena.copy())
+        region = machine.regions["action"]
+        stats = np.zeros((region.rows, region.columns), dtype=np.uint64)
+        accesses = 0
+        for result in results:
+            share = msgspec.msgpack.decode(result, type=Share)
+            rows = np.frombuffer(share.rows, proto.U64_DTYPE).reshape(-1, 1)
+            proto.install_rows(outcome.arena, rows)
+            add_actions(stats, np.frombuffer(share.stats, proto.U64_DTYPE).reshape(stats.shape))
+            accesses += share.accesses
+            for kind, count in share.frames.items():
+                outcome.frames[kind] = outcome.frames.get(kind, 0) + count
+        outcome.arena[region.base : region.base + stats.size] = stats.reshape(-1)
+        outcome.arena[R_ACCESSES] = accesses
+        return outcome
+
+
+def add_actions(total: U64Array, more: U64Array) -> None:
+    """Add action histograms, ``uint64[actions, ACTION_COLUMNS]``: all columns are sums, but the maximum."""
+    from vpmu.kernels.stats import A_MAX
+
+    column = int(A_MAX)
+    largest = np.maximum(total[:, column], more[:, column])
+    total += more
+    total[:, column] = largest
+
+
+def sort_records(records: U64Array) -> U64Array:
+    """Return records, ``uint64[n, 8]``, in the order of time, actor and sequence."""
+    order = np.lexsort((records[:, 3], records[:, 2], records[:, 1]))
+    return records[order]
+
+
+def _compile_kernels() -> None:
+    """Compile what ranks call, once and here: they find it in the cache."""
+    import vpmu.kernels.remote
+    from vpmu.kernels.jit import compile_entries
+
+    assert vpmu.kernels.remote is not None
+    compile_entries()
+
+
+async def run_machine_on_workers(
+    machine: Machine,
+    *,
+    workers: int,
+    place: Policy = "packed",
+    messages: bool = False,
+    on_records: OnRecords | None = None,
+    on_progress: OnProgress | None = None,
+    open_workers: Callable[[int, Path], Workers] = LocalWorkers,
+) -> WorkersOutcome:
+    """Run a machine to its end over several processes; its result is that of one process, to the byte.
+
+    Parameters
+    ----------
+    machine : Machine
+        As built; it is not changed.
+    workers : int
+        Processes, at least 1.
+    place : {'packed', 'spread'}
+        Whole hosts per process, or physical CPUs, host perf and vCPUs apart; message mode is always spread.
+    messages : bool
+        Message mode: every access, host perf request and PMI is a message.
+    on_records : callable, optional
+        Takes all records, ``uint64[n, 8]``, sorted by time, actor and sequence, once the run is complete.
+    on_progress : callable, optional
+        Takes the virtual time, ns, that the slowest rank has come to.
+    open_workers : callable
+        See `launcher.run_gang`.
+
+    Raises
+    ------
+    GangError
+        If a rank fails or its process is lost.
+    """
+    await trio.to_thread.run_sync(_compile_kernels)
+    home = _Home(machine, on_progress, workers)
+    results = await run_gang(
+        workers,
+        ENTRY,
+        pack_part(machine, workers, place, messages),
+        transport="ipc",
+        open_workers=open_workers,
+        register=home.register,
+    )
+    if on_records is not None:
+        home.hand_over(on_records)
+    return home.merge(results)

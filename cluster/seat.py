@@ -1,0 +1,255 @@
+"""One rank of a run: the actors that live in this process, between the hub and the kernels."""
+
+from __future__ import annotations
+
+import trio
+
+from vpmu.actors.actor import Effects, UnexpectedMessage
+from vpmu.actors.host_perf import HostPerf
+from vpmu.actors.local import drain_log
+from vpmu.actors.machine import Machine
+from vpmu.actors.messages import ActorKind, Address, Message, host_perf, vcpu
+from vpmu.actors.physical_cpu import Guests, PhysicalCpus
+from vpmu.actors.rows import RowMap, Slices
+from vpmu.actors.vm import Vm
+from vpmu.cluster.errors import RemoteProtocolError
+from vpmu.cluster.hub import Hub
+from vpmu.cluster.letters import KINDS, Reader, send
+from vpmu.cluster.proto import COORDINATOR, Frame, Kind
+from vpmu.cluster.roles import Roles, vms_of
+from vpmu.kernels.columns import (
+    H_REMOTE,
+    HOST_COLUMNS,
+    P_NOW,
+    P_STOP,
+    R_HOSTS,
+    R_LOG_CAPACITY,
+    R_LOG_COUNT,
+    R_NR_HOSTS,
+)
+from vpmu.kernels.engine import STOP_AWAY
+from vpmu.kernels.jit import U64, Arena
+
+TELL_EVERY_S = 0.1
+"""How often a rank says how far it has come."""
+RECORDS_PER_FRAME = 1 << 12
+
+
+class Seat:
+    """A rank: owns its copy of the arena, the actors with rows in it, and the order in which both are served.
+
+    Takes frames from the hub's task and answers them there at once; long work is done in turns by `run`. It ends when every
+    physical CPU of the run is at the end.
+
+    Parameters
+    ----------
+    hub : Hub
+        Of this process.
+    rank : int
+        Its number.
+    machine : Machine
+        Built as in every rank.
+    roles : Roles
+        Who lives where.
+    """
+
+    def __init__(self, hub: Hub, rank: int, machine: Machine, roles: Roles) -> None:
+        self._hub = hub
+        self._rank = rank
+        self._machine = machine
+        self._roles = roles
+        self._rows = RowMap(machine)
+        self._reader = Reader(machine.arena.size)
+        self._kick = trio.Event()
+        self._over = trio.Event()
+        self._done: set[int] = set()
+        self._log: list[Arena] = []
+        self._told_at = 0.0
+        self._mark_hosts()
+        self.cpus = PhysicalCpus(machine, roles.local_shares(rank), self._rows, roles.guests)
+        self.perfs = self._host_perfs()
+        self.vms = self._own_vms()
+        self._vm_of = {address: vm for vm in self.vms for address in vm.addresses()}
+        for kind in KINDS:
+            hub.on_kind(kind, self._on_letter)
+        hub.on_kind(Kind.WINDOW, self._on_window)
+
+    def _mark_hosts(self) -> None:
+        """Tell the kernel which hosts and physical CPUs it advances."""
+        s = self._machine.arena
+        here = {p.offset for pcpus in self._roles.local_shares(self._rank).values() for p in pcpus}
+        for host in self._roles.shares:
+            s[self._machine.hosts[host].offset + int(H_REMOTE)] = U64(1)
+        for pcpu in self._machine.pcpus:
+            if pcpu.host in self._roles.shares and pcpu.offset not in here:
+                s[pcpu.offset + int(P_STOP)] = STOP_AWAY
+        if not self._roles.shares:
+            hosts = self._roles.whole_hosts(self._rank)
+            first = hosts[0] if hosts else 0
+            s[R_HOSTS] = U64(self._machine.hosts[first].offset)
+            s[R_NR_HOSTS] = U64(len(hosts))
+
+    def _host_perfs(self) -> dict[Address, HostPerf]:
+        here = {p.offset for pcpus in self._roles.local_shares(self._rank).values() for p in pcpus}
+        return {
+            host_perf(host): HostPerf(self._machine, self._machine.hosts[host], shares, here, self._rows)
+            for host, shares in self._roles.shares.items()
+            if self._roles.rank_of[host_perf(host)] == self._rank
+        }
+
+    def _own_vms(self) -> list[Vm]:
+        if self._roles.guests is Guests.HERE:
+            return []
+        mine = [v for v in self._machine.vcpus if self._roles.rank_of[vcpu(v.index)] == self._rank]
+        return [Vm(self._machine, name, vcpus, self._rows) for name, vcpus in vms_of(mine).items()]
+
+    def _on_letter(self, frame: Frame) -> None:
+        message = self._reader.read(frame)
+        if message is None:
+            return
+        to = self._reader.address(frame.header.destination_actor)
+        try:
+            effects = self._handle(to, message)
+        except UnexpectedMessage as error:
+            raise RemoteProtocolError(str(error)) from None
+        self._send(effects)
+        if to.kind == ActorKind.PHYSICAL_CPU:
+            self._turn()
+        self._note_log()
+
+    def _handle(self, to: Address, message: Message) -> Effects:
+        if to.kind == ActorKind.PHYSICAL_CPU:
+            return self.cpus.handle(to, message)
+        actor = self.perfs.get(to) if to.kind == ActorKind.HOST_PERF else self._vm_of.get(to)
+        if actor is None:
+            raise UnexpectedMessage(f"a {type(message).__name__} for {to}, which is not here")
+        return actor.handle(to, message)
+
+    def _send(self, effects: Effects) -> None:
+        for to, message in effects:
+            send(self._hub, self._roles.rank_of[to], to, message)
+
+    def _turn(self) -> bool:
+        """Advance once; what is left to do is left to `run`."""
+        effects, more = self.cpus.turn()
+        self._send(effects)
+        if more or self.cpus.finished:
+            self._kick.set()
+        return more
+
+    def _note_log(self) -> None:
+        s = self._machine.arena
+        if s[R_LOG_COUNT] * 2 > s[R_LOG_CAPACITY]:
+            self._log.append(drain_log(self._machine).copy())
+            self._kick.set()
+
+    def _on_window(self, frame: Frame) -> None:
+        if frame.header.destination_actor:
+            self._on_letter(frame)
+            return
+        rank = frame.header.source_rank
+        if rank in self._done or rank not in self._roles.cpu_ranks():
+            raise RemoteProtocolError("says out of turn that it is done")
+        self._done.add(rank)
+        if self._done == self._roles.cpu_ranks():
+            self._over.set()
+
+    async def run(self) -> None:
+        """Take part until every physical CPU of the run is at the end."""
+        await self._hub.wait_go()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_turns)
+            await self._over.wait()
+            nursery.cancel_scope.cancel()
+        await self._send_log()
+        for perf in self.perfs.values():
+            perf.finish()
+
+    async def _take_turns(self) -> None:
+        advances = self._rank in self._roles.cpu_ranks()
+        while True:
+            while advances and self._turn():
+                await self._send_log()
+                await self._tell()
+            if advances and self.cpus.finished:
+                advances = False
+                for rank in range(self._roles.nr_ranks):
+                    self._hub.send_record_nowait(Kind.WINDOW, rank, (0,), at_ns=self._machine.until_ns)
+            await self._send_log()
+            await self._tell()
+            await self._kick.wait()
+            self._kick = trio.Event()
+
+    async def _tell(self) -> None:
+        """Say how far this rank has come."""
+        await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        if now >= self._told_at + TELL_EVERY_S and self._rank in self._roles.cpu_ranks():
+            self._told_at = now
+            self._hub.send_record_nowait(Kind.WINDOW, COORDINATOR, (self.clock_ns(),))
+
+    def clock_ns(self) -> int:
+        """Return how far the slowest physical CPU of this rank has come."""
+        s = self._machine.arena
+        whole = set(self._roles.whole_hosts(self._rank))
+        clocks = [int(s[p.offset + int(P_NOW)]) for p in self._machine.pcpus if p.host in whole]
+        return min([self.cpus.clock_ns(), *clocks])
+
+    async def _send_log(self) -> None:
+        """Send the records so far to whoever started the run."""
+        if self._machine.arena[R_LOG_COUNT]:
+            self._log.append(drain_log(self._machine).copy())
+        waiting, self._log = self._log, []
+        for records in waiting:
+            for first in range(0, len(records), RECORDS_PER_FRAME):
+                await self._hub.send(Kind.RECORDS, COORDINATOR, records[first : first + RECORDS_PER_FRAME])
+
+    def owned(self) -> Slices:
+        """Return what of the arena this rank has the true copy of, at the end of a run."""
+        machine, rows = self._machine, self._rows
+        slices: Slices = []
+        for host in self._roles.whole_hosts(self._rank):
+            slices.append((machine.hosts[host].offset, HOST_COLUMNS))
+            for p in (pcpu.offset for pcpu in machine.pcpus if pcpu.host == host):
+                slices += rows.pcpu(p) + rows.pcpu_perf(p)
+                for v in rows.queued(p):
+                    slices += rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
+        slices += self._owned_by_cpus() + self._owned_by_perfs()
+        for vm in self.vms:
+            for address in vm.addresses():
+                v = machine.vcpus[address.index].offset
+                if self._roles.guests is Guests.ANSWER:
+                    slices += rows.guest(v)
+                elif vm.vcpu(address).at_home:
+                    slices += rows.state(v) + rows.guest(v)
+        return slices
+
+    def _owned_by_cpus(self) -> Slices:
+        rows = self._rows
+        slices: Slices = []
+        self.cpus.finish()
+        for pcpus in self._roles.local_shares(self._rank).values():
+            for p in (pcpu.offset for pcpu in pcpus):
+                slices += rows.pcpu(p)
+                if self._roles.guests is not Guests.ANSWER:
+                    slices += rows.pcpu_perf(p)
+        for v in self.cpus.residents():
+            slices += rows.thread(v) + self.cpus.moving_slices(v)
+        for v in self.cpus.visitors:
+            slices += rows.state(v) + rows.guest(v)
+        return slices
+
+    def _owned_by_perfs(self) -> Slices:
+        slices: Slices = []
+        for address in self.perfs:
+            host = self._machine.hosts[address.index]
+            slices.append((host.offset, HOST_COLUMNS))
+            if self._roles.guests is Guests.ANSWER:
+                for pcpu in self._machine.pcpus:
+                    if pcpu.host == host.index:
+                        slices += self._rows.pcpu_perf(pcpu.offset)
+                for each in self._machine.vcpus:
+                    if each.host == host.index:
+                        slices += self._rows.task(each.offset)
+        return slices
+
