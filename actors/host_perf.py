@@ -17,6 +17,7 @@ from vpmu.kernels.columns import (
     H_BALANCE_AT,
     H_BALANCE_NS,
     H_FLOATING,
+    H_REMOTE,
     P_CPU_HW,
     P_ID,
     P_STOP,
@@ -240,6 +241,7 @@ class HostPerf:
 
     def finish(self) -> None:
         """Write what this actor knows for itself into its row, at the end of a run."""
+        self._s[self._h + int(H_REMOTE)] = U64(0)
         if self._s[self._h + int(H_FLOATING)]:
             self._s[self._h + int(H_BALANCE_AT)] = U64(self._balance_at)
 

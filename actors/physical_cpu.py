@@ -363,5 +363,5 @@ class PhysicalCpus:
     def finish(self) -> None:
         """Take the marks of several processes out of the rows, at the end of a run."""
         for pcpu in self._pcpus:
-            for column in (P_REMOTE_GUEST, P_REMOTE_PERF, P_ASK):
+            for column in (P_REMOTE_GUEST, P_REMOTE_PERF, P_ASK, P_LIMIT):
                 self._s[pcpu.offset + int(column)] = U64(0)

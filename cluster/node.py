@@ -82,7 +82,7 @@ def pack_part(machine: Machine, workers: int, place: Policy, messages: bool) -> 
     part = Part(
         machine.design,
         "" if file is None else str(file),
-        machine.until_ns,
+        int(machine.until_ns),
         machine.hosts,
         machine.pcpus,
         machine.vcpus,

@@ -15,7 +15,7 @@ from vpmu.kernels.columns import (
 )
 from vpmu.kernels.engine import set_tool_timer
 from vpmu.kernels.guest.driver import set_timer
-from vpmu.kernels.guest.sessions import next_session
+from vpmu.kernels.guest.sessions import event_times, next_session
 from vpmu.kernels.guest.threads import next_wake
 from vpmu.kernels.hardware import hw_reset
 from vpmu.kernels.host.scheduler import enqueue, set_wake
@@ -62,3 +62,11 @@ def boot_timers(s: Arena, p: np.uint64) -> None:
 def function_cycles(s: Arena, program: np.uint64, cursor: np.uint64, function: np.uint64) -> np.uint64:
     """Return the cycles that a thread spent in a function: program_function_cycles() for Python."""
     return program_function_cycles(s, program, cursor, function)
+
+
+@entry
+def times_of_event(
+    s: Arena, g: np.uint64, session: np.uint64, e: np.uint64, now: np.uint64
+) -> tuple[np.uint64, np.uint64]:
+    """Return an event's enabled and running times in ns: event_times() for Python."""
+    return event_times(s, g, session, e, now)

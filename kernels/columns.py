@@ -521,6 +521,10 @@ T_EVENTSEL = _row.words(8)
 T_FIXED_CTRL = _row.word()
 T_GLOBAL_CTRL = _row.word()
 T_ON = _row.word()
+T_ARMED = _row.word()
+"""Bit per slot: let count by its own control."""
+T_MEANING = _row.words(SLOTS)
+"""What a counter counts: event kind | privilege levels << 8 | 1 << 16 if its overflow raises a PMI."""
 T_BASE = _row.words(SLOTS)
 T_COUNT = _row.words(SLOTS)
 T_EDGE = _row.words(SLOTS)

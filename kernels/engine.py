@@ -156,7 +156,7 @@ from vpmu.kernels.host.scheduler import (
     wake_due,
 )
 from vpmu.kernels.integers import NEVER, U0, U1, U8, lowest_bit
-from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.log import RECORD_SWITCH, head_word, keeps, log_record, mix
 from vpmu.kernels.msr import LVT_NMI
 from vpmu.kernels.perf.interrupt import ACCESS_READ, ACCESS_WRITE
@@ -515,7 +515,7 @@ def _halt(s: Arena, p: np.uint64, v: np.uint64) -> None:
     _begin_out(s, p, v, VCPU_HALTED)
 
 
-@kernel
+@inlined
 def _enter(s: Arena, p: np.uint64, v: np.uint64) -> None:
     """Enter the guest, with an NMI if the design injects one."""
     _, inject, ns, _ = vm_entry(s, v, p, U0, U0, s[p + P_NOW])
@@ -527,7 +527,7 @@ def _enter(s: Arena, p: np.uint64, v: np.uint64) -> None:
     s[p + P_STATE] = STATE_GUEST
 
 
-@kernel
+@inlined
 def _leave(s: Arena, p: np.uint64, v: np.uint64) -> None:
     """Leave the guest."""
     _, _, ns, _ = vm_exit(s, v, p, U0, U0, s[p + P_NOW])
@@ -536,7 +536,7 @@ def _leave(s: Arena, p: np.uint64, v: np.uint64) -> None:
     s[p + P_STATE] = STATE_HOST
 
 
-@kernel
+@inlined
 def _access(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64) -> bool:
     """Carry out the guest's access; True if it is complete and the guest can go on at once."""
     operation = s[g + G_OPERATION]

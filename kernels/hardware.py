@@ -113,15 +113,14 @@ def hw_eventsel(s: Arena, p: np.uint64, slot: np.uint64, value: np.uint64) -> No
 def hw_fixed_ctrl(s: Arena, p: np.uint64, value: np.uint64) -> None:
     """Load FIXED_CTR_CTRL."""
     s[p + HW_FIXED_CTRL] = value
+    armed = s[p + HW_ARMED]
     for i in range(U3):
-        field = (value >> (U64(i) << U2)) & _FIELD
+        levels = (value >> (U64(i) << U2)) & U3
         slot = FIXED_SLOT + U64(i)
-        s[p + HW_CPL + slot] = field & U3
-        bit = U1 << slot
-        if field & U3 != U0:
-            s[p + HW_ARMED] |= bit
-        else:
-            s[p + HW_ARMED] &= ~bit
+        s[p + HW_CPL + slot] = levels
+        armed &= ~(U1 << slot)
+        armed |= ((levels | levels >> U1) & U1) << slot
+    s[p + HW_ARMED] = armed
     s[p + HW_ACTIVE] = s[p + HW_ARMED] & slots_of(s[p + HW_GLOBAL_CTRL])
 
 

@@ -56,6 +56,12 @@ def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return cast("Callable[_P, _R]", compiled if _config.DISABLE_JIT else _as_part(compiled))
 
 
+def inlined(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Compile a kernel into each of its callers: one on the way of every access, its rare part elsewhere."""
+    compiled = _compiled(function, cache=False, forceinline=True)
+    return cast("Callable[_P, _R]", compiled if _config.DISABLE_JIT else _as_part(compiled))
+
+
 def entry(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a kernel that Python calls: as `kernel`, cached on disk together with all that it calls."""
     compiled = _compiled(function, cache=True)
@@ -72,12 +78,12 @@ def compile_entries() -> int:
     return len(_entries)
 
 
-def _compiled(function: Any, *, cache: bool) -> Any:
+def _compiled(function: Any, *, cache: bool, forceinline: bool = False) -> Any:
     outside = _config.CACHE_DIR
     # numba reads the directory while it decorates; then the process's other users of numba get theirs back.
     _config.CACHE_DIR = str(cache_directory())
     try:
-        return numba.njit(cache=cache, pipeline_class=_Pipeline, **_FLAGS)(function)
+        return numba.njit(cache=cache, forceinline=forceinline, pipeline_class=_Pipeline, **_FLAGS)(function)
     finally:
         _config.CACHE_DIR = outside
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from vpmu.kernels import columns as col
-from vpmu.kernels.boot import function_cycles
+from vpmu.kernels.boot import function_cycles, times_of_event
 from vpmu.kernels.host.clock import CAUSE_NAMES
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
-from vpmu.kernels.log import RECORD_SAMPLE
+from vpmu.kernels.log import RECORD_INTERVAL, RECORD_SAMPLE
 from vpmu.kernels.program_layout import CUR_POS
 from vpmu.kernels.stats import A_BUCKETS, A_CALLS, A_MAX, A_TOTAL, ACTION_NAMES
 from vpmu.results import (
@@ -21,6 +21,7 @@ from vpmu.results import (
     CounterRow,
     DesignResult,
     FunctionRow,
+    IntervalRow,
     ProfileRow,
     StoodStillRow,
     ThreadRow,
@@ -38,6 +39,7 @@ _RATE_ONE: Final = 1 << 28
 _FUNCTION_MASK: Final = 0xFFFFFFFF
 _KERNEL_FUNCTION: Final = 0xFFFFFFFF
 _FINISHED: Final = 2
+_SESSION_RUNNING: Final = 1
 _GUEST_COUNTS: Final = (
     col.G_HASH,
     col.G_ACCESSES,
@@ -73,14 +75,18 @@ _EVENT_COUNTS: Final = (col.E_COUNT, col.E_ENABLED_NS, col.E_RUNNING_NS, col.E_S
 
 
 class SampleCounter:
-    """Counts the samples of every session by function, as the records go by."""
+    """Counts the samples of every session by function, and keeps intervals' reads, as the records go by."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[int, int, int]] = Counter()
+        self._intervals: defaultdict[tuple[int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
 
     def add(self, records: Arena) -> None:
         """Take records, ``uint64[n, 8]``, of any kind."""
-        samples = records[(records[:, 0] & np.uint64(0xFF)) == RECORD_SAMPLE]
+        kinds = records[:, 0] & np.uint64(0xFF)
+        for record in records[kinds == RECORD_INTERVAL].tolist():
+            self._intervals[record[2], record[4]].append((record[1], *record[5:8]))
+        samples = records[kinds == RECORD_SAMPLE]
         if not len(samples):
             return
         keys = np.stack(
@@ -97,6 +103,16 @@ class SampleCounter:
     def of(self, actor: int, session: int) -> dict[int, int]:
         """Return function id -> samples of one session."""
         return {f: n for (a, s, f), n in self._counts.items() if (a, s) == (actor, session)}
+
+    def intervals_of(self, actor: int, owner: int) -> list[IntervalRow]:
+        """Return the lines of ``perf stat -I`` of one event: what each interval added."""
+        before = (0, 0, 0)
+        rows = []
+        for at_ns, *totals in self._intervals[actor, owner]:
+            count, enabled_ns, running_ns = (now - then for now, then in zip(totals, before, strict=True))
+            rows.append(IntervalRow(at_ns=at_ns, count=count, enabled_ns=enabled_ns, running_ns=running_ns))
+            before = (totals[0], totals[1], totals[2])
+        return rows
 
 
 class Collector:
@@ -217,6 +233,7 @@ class Collector:
         """Return the events of a ``perf stat`` session."""
         if session.tool != "stat":
             return []
+        actor = self.word(vcpu.guest, col.G_ID)
         return [
             CounterRow(
                 vm=vcpu.vm,
@@ -224,12 +241,28 @@ class Collector:
                 session=session.name,
                 event=event,
                 count=self.word(at, col.E_COUNT),
-                enabled_ns=self.word(at, col.E_ENABLED_NS),
-                running_ns=self.word(at, col.E_RUNNING_NS),
+                enabled_ns=self.times(vcpu, session, at)[0],
+                running_ns=self.times(vcpu, session, at)[1],
+                intervals=self.samples.intervals_of(actor, self.word(at, col.E_OWNER)),
                 truth=(self.word(at, col.E_COUNT) + self.word(at, col.E_SHORT)) & ((1 << 64) - 1),
             )
             for event, at in zip(session.events, _events(session), strict=True)
         ]
+
+    def times(self, vcpu: VcpuEntry, session: SessionEntry, event: int) -> tuple[int, int]:
+        """Return an event's enabled and running times at the end of the run, in ns."""
+        if self.word(session.offset, col.S_STATE) != _SESSION_RUNNING:
+            return self.word(event, col.E_ENABLED_NS), self.word(event, col.E_RUNNING_NS)
+        clock = self.word(self.word(vcpu.offset, col.V_PCPU), col.P_NOW)
+        if self.word(vcpu.offset, col.V_DONE):
+            clock = max(
+                self.word(thread.offset, col.TH_FINISHED_AT)
+                for thread in vcpu.threads
+                if thread.kind == "program"
+            )
+        at = [U64(word) for word in (vcpu.guest, session.offset, event, clock)]
+        enabled, running = times_of_event(self.s, *at)
+        return int(enabled), int(running)
 
     def profile(self, vcpu: VcpuEntry, number: int) -> ProfileRow:
         """Return a ``perf record`` session: samples by function beside the cycles that each took."""

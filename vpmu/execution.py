@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot")
 """Modules with kernels that runs call."""
+_KIND, _INTERVAL = 0xFF, 7
 _SAMPLES = 4
 """Record kind of samples, which the profiles are made of: they are always logged."""
 
@@ -38,7 +39,8 @@ class _Sink:
         """Take records, ``uint64[n, 8]``; the array may be overwritten afterwards."""
         self.samples.add(records)
         if self._writer is not None:
-            self._writer.append(records)
+            # The lines of perf stat -I are in the tables.
+            self._writer.append(records[(records[:, 0] & _KIND) != _INTERVAL])
 
     def close(self) -> None:
         """Complete the files."""

@@ -121,8 +121,8 @@ async def run_scenario(
     UserError
         For a mistake in the scenario or the choices.
     """
-    from vpmu.options import RunOptions
     from vpmu.execution import execute
+    from vpmu.options import RunOptions
     from vpmu.scenario import load_scenario
     from vpmu.scenario.load import parse_scenario
 

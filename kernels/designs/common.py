@@ -29,7 +29,7 @@ from vpmu.kernels.columns import (
 from vpmu.kernels.hardware import slots_of
 from vpmu.kernels.host.clock import cost
 from vpmu.kernels.integers import NEVER, U0, U1, U2, U3, U8
-from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.msr import (
     DEBUGCTL,
     EVENTSEL0,
@@ -77,7 +77,7 @@ _KEEP = U64(0xFF8CFFFF)
 _FIXED_EVENTS = np.array([0x00C0, 0x003C, 0x0300], dtype=np.uint64)
 
 
-@kernel
+@inlined
 def vcpu_cost(s: Arena, v: np.uint64, which: np.uint64) -> np.uint64:
     """Return the duration of a basic operation done for a vCPU, in ns."""
     return cost(s, s[v + V_ID], v + V_INDEX, which)

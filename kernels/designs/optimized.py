@@ -36,8 +36,10 @@ from vpmu.kernels.columns import (
     V_LOADED,
     V_LVTPC,
     V_MASK,
+    V_NR_GP,
     V_PARAMETER,
     V_PMI,
+    V_PRIVATE,
     V_REQ_COUNT,
     V_USED,
 )
@@ -63,7 +65,6 @@ from vpmu.kernels.designs.common import (
     check_read,
     check_write,
     fully_enabled,
-    globally_enabled,
     has_event,
     interrupts,
     locally_enabled,
@@ -87,6 +88,11 @@ PARAMETERS = {"life": 2}
 """Design parameters and their defaults, in V_PARAMETER's order: time slices that an unused event lives."""
 INTERCEPTS = True
 
+_SERVED = V_PRIVATE
+"""Private column: bit per vPMC that a hardware counter serves."""
+_CROSSED = U64(V_PRIVATE + 1)
+"""Private column: not 0 if a vPMC is served by a counter with another slot."""
+_EN = U64(22)
 _FIELD = U64(0xF)
 _SLOTS = U64(SLOTS)
 _FILTERS = U64(0xFF8CFFFF)
@@ -133,20 +139,36 @@ def _disarm(s: Arena, p: np.uint64, h: np.uint64) -> None:
 @kernel
 def _translate(s: Arena, v: np.uint64) -> None:
     """Translate the guest's GLOBAL_CTRL to the hardware counters that serve it."""
+    if s[v + _CROSSED] == U0:
+        s[v + V_HW_CTRL] = s[v + V_GLOBAL_CTRL] & s[v + V_HW_OWNED]
+        return
     bits = U0
-    owned = U0
-    if s[v + V_LOADED] != U0:
-        slots = s[v + V_HAS_EVENT]
-        while slots != U0:
-            slot = lowest_bit(slots)
-            slots &= slots - U1
-            h = s[v + V_HW_SLOT + slot]
-            if h != NO_SLOT:
-                owned |= slot_bit(h)
-                if globally_enabled(s, v, slot):
-                    bits |= slot_bit(h)
+    slots = s[v + _SERVED] & slots_of(s[v + V_GLOBAL_CTRL])
+    while slots != U0:
+        bits |= slot_bit(s[v + V_HW_SLOT + lowest_bit(slots)])
+        slots &= slots - U1
     s[v + V_HW_CTRL] = bits
+
+
+@kernel
+def _map(s: Arena, v: np.uint64) -> None:
+    """Note which vPMCs hardware counters serve, and which counters these are."""
+    served = U0
+    owned = U0
+    crossed = U0
+    slots = s[v + V_HAS_EVENT] if s[v + V_LOADED] != U0 else U0
+    while slots != U0:
+        slot = lowest_bit(slots)
+        slots &= slots - U1
+        h = s[v + V_HW_SLOT + slot]
+        if h != NO_SLOT:
+            served |= U1 << slot
+            owned |= slot_bit(h)
+            crossed |= slot ^ h
+    s[v + _SERVED] = served
+    s[v + _CROSSED] = crossed
     s[v + V_HW_OWNED] = owned
+    _translate(s, v)
 
 
 @kernel
@@ -182,7 +204,7 @@ def _unload(s: Arena, v: np.uint64, p: np.uint64) -> np.uint64:
             _disarm(s, p, h)
             ns += vcpu_cost(s, v, COST_HW_RDPMC) + vcpu_cost(s, v, COST_HW_WRMSR)
     s[v + V_LOADED] = U0
-    _translate(s, v)
+    _map(s, v)
     return ns
 
 
@@ -201,7 +223,7 @@ def _load(s: Arena, v: np.uint64, p: np.uint64, now: np.uint64) -> np.uint64:
         if h != NO_SLOT:
             s[p + HW_COUNTER + h] = s[v + V_COUNTER + slot]
             ns += vcpu_cost(s, v, COST_HW_WRMSR) + _arm(s, v, p, slot)
-    _translate(s, v)
+    _map(s, v)
     return ns
 
 
@@ -297,16 +319,30 @@ def _result(s: Arena, v: np.uint64, p: np.uint64, ns: np.uint64) -> Result:
 def _global_ctrl(s: Arena, v: np.uint64, value: np.uint64, now: np.uint64) -> None:
     """Store the guest's GLOBAL_CTRL; vPMCs that it enables want a counter, the others stand still no more."""
     changed = slots_of(s[v + V_GLOBAL_CTRL] ^ value)
+    enabled = slots_of(value)
     s[v + V_GLOBAL_CTRL] = value
+    s[v + V_USED] |= changed & enabled & _locally_enabled_slots(s, v)
+    changed &= ~s[v + _SERVED]
     while changed != U0:
         slot = lowest_bit(changed)
         changed &= changed - U1
-        if not globally_enabled(s, v, slot):
+        if (enabled >> slot) & U1 == U0:
             still(s, v, slot, False, now)
-        elif locally_enabled(s, v, slot):
-            s[v + V_USED] |= U1 << slot
+        else:
             _want(s, v, slot)
     _translate(s, v)
+
+
+@kernel
+def _locally_enabled_slots(s: Arena, v: np.uint64) -> np.uint64:
+    """Return the vPMCs that their own controls let count."""
+    slots = U0
+    for i in range(s[v + V_NR_GP]):
+        slots |= ((s[v + V_EVENTSEL + U64(i)] >> _EN) & U1) << U64(i)
+    fixed = s[v + V_FIXED_CTRL]
+    fixed |= fixed >> U1
+    slots |= (fixed & U1) << U64(8) | ((fixed >> U64(4)) & U1) << U64(9)
+    return slots | ((fixed >> U64(8)) & U1) << U64(10)
 
 
 @kernel

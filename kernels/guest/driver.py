@@ -4,8 +4,10 @@ import numpy as np
 
 from vpmu.kernels.columns import (
     C_COUNT,
+    E_COUNT,
     E_LAST_PERIOD,
     E_OWNER,
+    EVENT_COLUMNS,
     G_CORE_RATE,
     G_COST_IRQ,
     G_COST_PMI,
@@ -43,6 +45,8 @@ from vpmu.kernels.columns import (
     G_TIMER_AT,
     G_TIMER_FROM,
     G_WAKE_AT,
+    S_FIRST,
+    S_NR_EVENTS,
     TH_CONTEXT,
     TH_CURSOR,
     TH_ID,
@@ -50,12 +54,13 @@ from vpmu.kernels.columns import (
     TH_SWITCHES,
     U_MUX_AT,
 )
-from vpmu.kernels.guest.sessions import session_step
+from vpmu.kernels.guest.sessions import CALL_INTERVAL, event_times, session_step
 from vpmu.kernels.guest.threads import pick_next, scheduler_tick, update_current, wake_due
 from vpmu.kernels.guest.truth import truth_pause, truth_resume
 from vpmu.kernels.integers import U0, U1, U16, U32, rate_at
 from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.log import (
+    RECORD_INTERVAL,
     RECORD_PMI,
     RECORD_SAMPLE,
     RECORD_SWITCH,
@@ -84,6 +89,7 @@ KERNEL_FUNCTION = U64(0xFFFFFFFF)
 """Function id of a sample that hit kernel code."""
 KERNEL_IP = U64(0xFFFFFFFF81000000)
 
+_EVENT = U64(EVENT_COLUMNS)
 _HANG_LIMIT_NS = U64(100_000_000)
 _RETRIES = U64(3)
 _U48 = U64(48)
@@ -297,6 +303,20 @@ def take_sample(s: Arena, log: Arena, g: np.uint64, e: np.uint64, now: np.uint64
 
 
 @kernel
+def _interval(s: Arena, log: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
+    """Note what an interval of ``perf stat -I`` has read: counts so far, enabled and running times."""
+    e = s[session + S_FIRST]
+    for _ in range(s[session + S_NR_EVENTS]):
+        s[g + G_HASH] = mix(s[g + G_HASH], now, RECORD_INTERVAL | (s[e + E_OWNER] << U16), s[e + E_COUNT])
+        if s[g + G_LOG] != U0:
+            s[g + G_SEQUENCE] += U1
+            head = head_word(RECORD_INTERVAL, U0, U0)
+            at = log_record(s, log, head, now, s[g + G_ID], s[g + G_SEQUENCE], s[e + E_OWNER], s[e + E_COUNT])
+            log[at + U64(6)], log[at + U64(7)] = event_times(s, g, session, e, now)
+        e += _EVENT
+
+
+@kernel
 def kernel_cycles(s: Arena, g: np.uint64, ns: np.uint64) -> np.uint64:
     """Return the core cycles of a kernel path that takes ``ns`` nanoseconds."""
     return rate_at(ns, s[g + G_CORE_RATE])
@@ -334,6 +354,8 @@ def call(s: Arena, log: Arena, g: np.uint64, which: np.uint64, argument: np.uint
         emit(s, q, OP_CALL, CALL_TIMER_DONE, U0)
     elif which == CALL_TIMER_DONE:
         _timer_done(s, g, now)
+    elif which == CALL_INTERVAL:
+        _interval(s, log, g, argument, now)
     elif which == CALL_SWITCHED_OUT:
         _switched_out(s, g, now)
     else:

@@ -3,7 +3,9 @@
 import numpy as np
 
 from vpmu.kernels.columns import (
+    E_ENABLED_NS,
     E_FLAGS,
+    E_RUNNING_NS,
     E_SLOT,
     E_STAMP,
     E_STATE,
@@ -12,10 +14,12 @@ from vpmu.kernels.columns import (
     EVENT_OFF,
     FLAG_PINNED,
     G_CPU_HW,
+    G_CURRENT,
     G_INTERVAL_AT,
     G_INTERVAL_SESSION,
     G_NR_SESSIONS,
     G_SESSIONS,
+    G_SWITCH_FROM,
     S_CONTEXT,
     S_FIRST,
     S_INTERVAL_NS,
@@ -32,12 +36,15 @@ from vpmu.kernels.columns import (
 from vpmu.kernels.integers import NEVER, U0, U1
 from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.perf.context import all_in, context_add, context_remove, event_init, event_out, reschedule
-from vpmu.kernels.perf.queue import OP_RDPMC, emit
+from vpmu.kernels.perf.queue import OP_CALL, OP_RDPMC, emit
 from vpmu.kernels.perf.schedule import pmu_disable, pmu_enable
 
 SESSION_WAITING = U64(0)
 SESSION_RUNNING = U64(1)
 SESSION_STOPPED = U64(2)
+
+CALL_INTERVAL = U64(10)
+"""The reads of an interval are done: note what they gave."""
 
 _STRIDE = U64(SESSION_COLUMNS)
 _EVENT = U64(EVENT_COLUMNS)
@@ -80,6 +87,7 @@ def session_step(s: Arena, g: np.uint64, now: np.uint64) -> None:
         session_stop(s, g, session, now)
     else:
         session_read(s, g, session)
+        emit(s, s[g + G_CPU_HW + U_QUEUE], OP_CALL, CALL_INTERVAL, session)
         s[session + S_INTERVALS] += U1
         s[session + S_NEXT_AT] += s[session + S_INTERVAL_NS]
     next_session(s, g)
@@ -114,6 +122,23 @@ def session_read(s: Arena, g: np.uint64, session: np.uint64) -> None:
 
 
 @kernel
+def event_times(
+    s: Arena, g: np.uint64, session: np.uint64, e: np.uint64, now: np.uint64
+) -> tuple[np.uint64, np.uint64]:
+    """Return the enabled and running times of a running session's event, in ns (perf_event_read_value())."""
+    running = s[e + E_RUNNING_NS]
+    if s[e + E_STATE] == EVENT_ACTIVE:
+        running += now - s[e + E_STAMP]
+    thread = s[session + S_THREAD]
+    if thread == U0:
+        return now - s[session + S_START_AT], running
+    enabled = s[e + E_ENABLED_NS]
+    if thread == s[g + G_CURRENT]:
+        enabled += now - s[g + G_SWITCH_FROM]
+    return enabled, running
+
+
+@kernel
 def session_stop(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
     """Close a session: its events leave their context, and others get their counters."""
     s[session + S_STATE] = SESSION_STOPPED
@@ -122,6 +147,8 @@ def session_stop(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> 
     e = s[session + S_FIRST]
     pmu_disable(s, u)
     for _ in range(s[session + S_NR_EVENTS]):
+        enabled, _ = event_times(s, g, session, e, now)
+        s[e + E_ENABLED_NS] = enabled
         if s[e + E_STATE] == EVENT_ACTIVE:
             event_out(s, u, c, e, now)
         context_remove(s, c, e)

@@ -15,6 +15,7 @@ from vpmu.kernels.columns import (
     G_KERNEL_PROGRAM,
     G_MASK,
     R_KINDS,
+    T_ARMED,
     T_BASE,
     T_COUNT,
     T_DUE,
@@ -22,6 +23,7 @@ from vpmu.kernels.columns import (
     T_EVENTSEL,
     T_FIXED_CTRL,
     T_GLOBAL_CTRL,
+    T_MEANING,
     T_ON,
     T_READS,
     T_REF,
@@ -32,7 +34,7 @@ from vpmu.kernels.columns import (
     TH_PROGRAM,
 )
 from vpmu.kernels.events import FIXED_KIND, KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES, event_kind
-from vpmu.kernels.integers import MASK32, U0, U1, U2, U3, U8, lowest_bit, popcount
+from vpmu.kernels.integers import MASK32, U0, U1, U2, U3, U4, U8, U16, lowest_bit, popcount
 from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.msr import (
     EVENTSEL0,
@@ -49,6 +51,8 @@ _KINDS = np.array([int(kind) for kind in FIXED_KIND], dtype=np.uint64)
 _SIGN = U64(1 << 31)
 _EN = U64(22)
 _INT = U64(20)
+_KIND = U64(0xFF)
+_FIELD = U64(15)
 
 
 @kernel
@@ -72,51 +76,48 @@ def retired(s: Arena, g: np.uint64, kind: np.uint64, levels: np.uint64) -> np.ui
 
 
 @kernel
-def _meaning(s: Arena, g: np.uint64, slot: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Return what a counter is programmed to count: kind and privilege levels (bit 0 kernel, bit 1 user)."""
+def _programmed(s: Arena, g: np.uint64, slot: np.uint64) -> None:
+    """Note what a counter is programmed to count from now on."""
     if slot < FIXED_SLOT:
         selector = s[g + T_EVENTSEL + slot]
-        return event_kind(s, s[R_KINDS], selector), ((selector >> U64(17)) & U1) | (
-            (selector >> U64(15)) & U2
-        )
-    fixed = slot - FIXED_SLOT
-    return _KINDS[fixed], (s[g + T_FIXED_CTRL] >> (fixed * U64(4))) & U3
+        levels = ((selector >> U64(17)) & U1) | ((selector >> U64(15)) & U2)
+        word = event_kind(s, s[R_KINDS], selector) | levels << U8 | ((selector >> _INT) & U1) << U16
+        armed = (selector >> _EN) & U1
+    else:
+        fixed = slot - FIXED_SLOT
+        field = s[g + T_FIXED_CTRL] >> (fixed * U4)
+        word = _KINDS[fixed] | (field & U3) << U8 | ((field >> U3) & U1) << U16
+        armed = U1 if field & U3 != U0 else U0
+    s[g + T_MEANING + slot] = word
+    s[g + T_ARMED] = (s[g + T_ARMED] & ~(U1 << slot)) | armed << slot
 
 
 @kernel
-def _is_on(s: Arena, g: np.uint64, slot: np.uint64) -> bool:
-    """Return whether the guest's own writes let a counter count."""
-    if slot < FIXED_SLOT:
-        return ((s[g + T_EVENTSEL + slot] >> _EN) & (s[g + T_GLOBAL_CTRL] >> slot)) & U1 != U0
-    fixed = slot - FIXED_SLOT
-    field = (s[g + T_FIXED_CTRL] >> (fixed * U64(4))) & U3
-    return field != U0 and (s[g + T_GLOBAL_CTRL] >> (fixed + U64(32))) & U1 != U0
+def _total(s: Arena, g: np.uint64, slot: np.uint64) -> np.uint64:
+    """Return the running total of what a counter counts."""
+    word = s[g + T_MEANING + slot]
+    return retired(s, g, word & _KIND, (word >> U8) & U3)
 
 
 @kernel
-def _due(s: Arena, g: np.uint64, slot: np.uint64) -> bool:
-    """Return whether a counter's overflow is to raise a PMI."""
-    if slot < FIXED_SLOT:
-        return (s[g + T_EVENTSEL + slot] >> _INT) & U1 != U0
-    return (s[g + T_FIXED_CTRL] >> ((slot - FIXED_SLOT) * U64(4))) & U8 != U0
+def _slots(bits: np.uint64) -> np.uint64:
+    """Return the slots of a GLOBAL_CTRL word's bits."""
+    return (bits & U64(0xFF)) | ((bits >> U64(24)) & U64(0x700))
 
 
 @kernel
 def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
     """Add what was retired since _open() to a counter's count; note a wrap, and the PMI due for it."""
-    kind, levels = _meaning(s, g, slot)
-    s[g + T_COUNT + slot] += retired(s, g, kind, levels) - s[g + T_EDGE + slot]
+    s[g + T_COUNT + slot] += _total(s, g, slot) - s[g + T_EDGE + slot]
     if s[g + T_BASE + slot] + s[g + T_COUNT + slot] > s[g + G_MASK]:
         s[g + T_BASE + slot] -= s[g + G_MASK] + U1
-        if _due(s, g, slot):
-            s[g + T_DUE] += U1
+        s[g + T_DUE] += s[g + T_MEANING + slot] >> U16
 
 
 @kernel
 def _open(s: Arena, g: np.uint64, slot: np.uint64) -> None:
     """Take down the running total as a counter goes on."""
-    kind, levels = _meaning(s, g, slot)
-    s[g + T_EDGE + slot] = retired(s, g, kind, levels)
+    s[g + T_EDGE + slot] = _total(s, g, slot)
 
 
 @kernel
@@ -139,8 +140,9 @@ def truth_resume(s: Arena, g: np.uint64) -> None:
 
 @kernel
 def _refresh(s: Arena, g: np.uint64, slot: np.uint64) -> None:
-    """Turn a counter's account on if it now counts."""
-    if _is_on(s, g, slot):
+    """Take a counter's new control in; turn its account on if it now counts."""
+    _programmed(s, g, slot)
+    if (s[g + T_ARMED] & _slots(s[g + T_GLOBAL_CTRL])) >> slot & U1 != U0:
         s[g + T_ON] |= U1 << slot
         _open(s, g, slot)
 
@@ -156,18 +158,30 @@ def _control(s: Arena, g: np.uint64, slot: np.uint64) -> None:
 @kernel
 def _global_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
     """Follow a write of GLOBAL_CTRL."""
-    changed = s[g + T_GLOBAL_CTRL] ^ value
-    off = s[g + T_ON]
-    slots = (changed & U64(0xFF)) | ((changed >> U64(24)) & U64(0x700))
-    off &= slots
-    while off != U0:
-        _control(s, g, lowest_bit(off))
-        off &= off - U1
     s[g + T_GLOBAL_CTRL] = value
-    on = slots & ~s[g + T_ON]
+    enabled = s[g + T_ARMED] & _slots(value)
+    off = s[g + T_ON] & ~enabled
+    on = enabled & ~s[g + T_ON]
+    s[g + T_ON] = enabled
+    while off != U0:
+        _close(s, g, lowest_bit(off))
+        off &= off - U1
     while on != U0:
-        _refresh(s, g, lowest_bit(on))
+        _open(s, g, lowest_bit(on))
         on &= on - U1
+
+
+@kernel
+def _fixed_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
+    """Follow a write of FIXED_CTR_CTRL."""
+    changed = s[g + T_FIXED_CTRL] ^ value
+    for i in range(U3):
+        if (changed >> (U64(i) << U2)) & _FIELD != U0:
+            _control(s, g, FIXED_SLOT + U64(i))
+    s[g + T_FIXED_CTRL] = value
+    for i in range(U3):
+        if (changed >> (U64(i) << U2)) & _FIELD != U0:
+            _refresh(s, g, FIXED_SLOT + U64(i))
 
 
 @kernel
@@ -185,11 +199,7 @@ def truth_write(s: Arena, g: np.uint64, msr: np.uint64, value: np.uint64) -> Non
     if msr == GLOBAL_CTRL:
         _global_ctrl(s, g, value)
     elif msr == FIXED_CTR_CTRL:
-        for i in range(U3):
-            _control(s, g, FIXED_SLOT + U64(i))
-        s[g + T_FIXED_CTRL] = value
-        for i in range(U3):
-            _refresh(s, g, FIXED_SLOT + U64(i))
+        _fixed_ctrl(s, g, value)
     elif msr - EVENTSEL0 < U8:
         slot = msr - EVENTSEL0
         _control(s, g, slot)

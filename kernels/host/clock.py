@@ -30,11 +30,11 @@ from vpmu.kernels.columns import (
     R_SCRATCH,
     R_SEED,
 )
-from vpmu.kernels.costs import COST_COLUMNS, COST_HOST_IRQ, draw_cost
+from vpmu.kernels.costs import C_BASE, C_MEDIAN, C_SPREAD, COST_COLUMNS, COST_HOST_IRQ, draw_cost
 from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES
 from vpmu.kernels.hardware import hw_count, slots_of
 from vpmu.kernels.integers import NEVER, U0, U1, lowest_bit, rate_at
-from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.program import program_count, program_seek
 from vpmu.kernels.random import STREAM_IRQ_COST, STREAM_IRQ_GAP, draw, exponential
 
@@ -72,7 +72,7 @@ CAUSE_TOOLS = U64(13)
 _COLUMNS = U64(COST_COLUMNS)
 
 
-@kernel
+@inlined
 def cost(s: Arena, actor: np.uint64, index_at: np.uint64, which: np.uint64) -> np.uint64:
     """Return the duration of one basic operation.
 
@@ -83,7 +83,7 @@ def cost(s: Arena, actor: np.uint64, index_at: np.uint64, which: np.uint64) -> n
     actor : uint64
         Who draws; with the counter at ``index_at`` it makes the draw its own.
     index_at : uint64
-        Offset of the actor's counter of draws.
+        Offset of the actor's counter of draws; an operation that always takes the same time needs none.
     which : uint64
         One of the COST_ constants.
 
@@ -91,17 +91,20 @@ def cost(s: Arena, actor: np.uint64, index_at: np.uint64, which: np.uint64) -> n
     -------
     uint64, ns
     """
+    row = s[R_COSTS] + which * _COLUMNS
+    if s[row + C_SPREAD] == U0:
+        return s[row + C_BASE] + s[row + C_MEDIAN]
     s[index_at] += U1
-    return draw_cost(s, s[R_COSTS] + which * _COLUMNS, s[R_SEED], actor, s[index_at])
+    return draw_cost(s, row, s[R_SEED], actor, s[index_at])
 
 
-@kernel
+@inlined
 def pcpu_cost(s: Arena, p: np.uint64, which: np.uint64) -> np.uint64:
     """Return the duration of a basic operation on a physical CPU."""
     return cost(s, s[p + P_ID], p + P_INDEX, which)
 
 
-@kernel
+@inlined
 def spend(s: Arena, p: np.uint64, cause: np.uint64, ns: np.uint64) -> None:
     """Let host code run for ``ns``; interrupts that come meanwhile add their own time.
 
@@ -115,9 +118,18 @@ def spend(s: Arena, p: np.uint64, cause: np.uint64, ns: np.uint64) -> None:
         What the time is booked to.
     ns : uint64, ns
     """
-    start = s[p + P_NOW]
-    end = start + ns
+    end = s[p + P_NOW] + ns
     s[p + P_CAUSES + cause] += ns
+    if s[p + P_IRQ_AT] < end or host_active(s, p) != U0:
+        _spend(s, p, end)
+    else:
+        s[p + P_NOW] = end
+
+
+@kernel
+def _spend(s: Arena, p: np.uint64, end: np.uint64) -> None:
+    """Let host code run that is interrupted, or counted."""
+    start = s[p + P_NOW]
     while s[p + P_IRQ_AT] < end:
         end += interrupt(s, p)
     s[p + P_NOW] = end

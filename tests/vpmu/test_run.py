@@ -15,9 +15,9 @@ import trio
 
 import vpmu
 from vpmu.cli import main
+from vpmu.execution import execute
 from vpmu.options import RunOptions
 from vpmu.results import DesignResult, RunResult, read_results
-from vpmu.execution import execute
 from vpmu.scenario import load_scenario
 from vpmu.tables import lost_ns
 
@@ -176,3 +176,25 @@ def test_ctrl_c_ends_within_a_second_and_says_what_is_missing(tmp_path: Path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["complete"] is False
     assert list(summary["designs"]) == ["native"]
+
+
+def test_intervals_add_up_to_the_session(tmp_path: Path):
+    scenario = load_scenario(
+        STAT, ["vm.guest.thread.ftest.work=5", "vm.guest.session.stat.interval=10 ms", "until=1 s"]
+    )
+    run = trio.run(execute, scenario, RunOptions(designs=("optimized",), out=tmp_path / "out"), None)
+    for row in run.designs["optimized"].counters:
+        # 0.11 s of work: ten full intervals, and a last part that no interval reads.
+        assert len(row.intervals) >= 10
+        assert 0 < sum(line.count for line in row.intervals) <= row.count
+        assert [line.at_ns for line in row.intervals] == sorted(line.at_ns for line in row.intervals)
+
+
+def test_a_system_wide_session_is_enabled_all_the_time():
+    scenario = load_scenario(
+        STAT, ["vm.guest.thread.ftest.work=5", "vm.guest.session.stat.cpu=true", "vm.guest.session.stat.thread="]
+    )
+    result = trio.run(execute, scenario, RunOptions(designs=("optimized",)), None).designs["optimized"]
+    for row in result.counters:
+        assert row.enabled_ns >= result.end_ns
+        assert row.count == row.truth
