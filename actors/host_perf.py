@@ -197,9 +197,7 @@ class HostPerf:
         self._waiting.clear()
         if max(loads) < min(loads) + 2:
             self._balance_at += self._balance_ns()
-            return [
-                (share, Passed(self.address, at, self._balance_at, 0, ())) for share in self._shares
-            ]
+            return [(share, Passed(self.address, at, self._balance_at, 0, ())) for share in self._shares]
         return [(share, GiveRows(self.address, at)) for share in self._shares]
 
     def _balance_ns(self) -> int:
@@ -250,5 +248,3 @@ def balance_slices(rows: RowMap, p: int) -> list[tuple[int, int]]:
     """Return what load balancing needs of a physical CPU: its row, and its run queue's threads."""
     threads = [each for v in rows.queued(p) for each in rows.thread(v)]
     return [(p, int(P_CPU_HW)), *threads]
-
-

@@ -11,9 +11,9 @@ from vpmu.actors.machine import Machine, VcpuEntry
 from vpmu.actors.messages import Address, Message, vcpu
 from vpmu.actors.rows import RowMap, Words, copy_words, install
 from vpmu.kernels.columns import (
-    G_NWATCH,
     G_OPERATION,
     G_REGISTER,
+    G_STILL,
     G_TIMER_AT,
     G_VALUE,
     G_WATCH,
@@ -24,7 +24,7 @@ from vpmu.kernels.guest.step import GUEST_ACCESS
 from vpmu.kernels.jit import U64, Arena
 from vpmu.kernels.remote import let_guest_go, resume_guest
 
-WATCH_FIRST = int(G_NWATCH)
+WATCH_FIRST = int(G_STILL)
 WATCH_END = int(G_WATCH) + WATCH_COLUMNS * SLOTS
 """Words of the guest row that say what is counted while it runs, and come back with what was retired."""
 

@@ -3,8 +3,8 @@
 import trio
 
 from vpmu.actors.actor import Effects, live
-from vpmu.actors.mailbox import Mailboxes
 from vpmu.actors.machine import Machine, VcpuEntry
+from vpmu.actors.mailbox import Mailboxes
 from vpmu.actors.messages import Address, Message, vcpu
 from vpmu.actors.rows import RowMap
 from vpmu.actors.vcpu import VCpu
@@ -52,8 +52,11 @@ class Vm:
         """Return the vCPUs' addresses."""
         return list(self._entries)
 
-    async def run(self, mailboxes: Mailboxes) -> None:
-        """Let every vCPU live in this nursery, until its mailbox is closed."""
+    async def run(
+        self, mailboxes: Mailboxes, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Let every vCPU live in this nursery, until its mailbox is closed; started once all have one."""
         async with trio.open_nursery() as nursery:
             for address in self._entries:
                 nursery.start_soon(live, self, address, mailboxes.open(address, MAILBOX), mailboxes)
+            task_status.started()

@@ -87,9 +87,7 @@ def _send_resume(hub: Hub, rank: int, to: int, message: Resume) -> None:
 
 def _send_go(hub: Hub, rank: int, to: int, message: Go) -> None:
     words = (_GRANT_GO, message.limit_ns, *message.watch.tolist())
-    hub.send_record_nowait(
-        Kind.GRANT, rank, words, to=to, source=message.source.number, at_ns=message.at_ns
-    )
+    hub.send_record_nowait(Kind.GRANT, rank, words, to=to, source=message.source.number, at_ns=message.at_ns)
 
 
 def _send_want_rows(hub: Hub, rank: int, to: int, message: WantRows) -> None:
@@ -130,9 +128,7 @@ def _send_waiting(hub: Hub, rank: int, to: int, message: Waiting) -> None:
     if request is not None:
         kind = Kind.RESERVE
         words = [request.pcpu, request.gives_up]
-    hub.send_nowait(
-        kind, rank, _array(words), to=to, source=message.source.number, at_ns=message.at_ns
-    )
+    hub.send_nowait(kind, rank, _array(words), to=to, source=message.source.number, at_ns=message.at_ns)
 
 
 def _send_reserved(hub: Hub, rank: int, to: int, message: Reserved) -> None:

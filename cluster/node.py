@@ -6,7 +6,7 @@ Every rank gets the same machine and plays its role in it; at the end each hands
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import trio
 
 from vpmu.actors.machine import HostEntry, Machine, PcpuEntry, Region, VcpuEntry, empty_log
+from vpmu.actors.observer import Observer
 from vpmu.cluster import proto
 from vpmu.cluster.errors import RemoteProtocolError
 from vpmu.cluster.hub import Hub
@@ -52,7 +53,8 @@ class Part(msgspec.Struct, frozen=True):
 
 class Share(msgspec.Struct, frozen=True):
     """What a rank hands in: its rows as a ROWS payload, its action histograms, and how many frames it sent of each
-    kind that actors talk in."""
+    kind that actors talk in.
+    """
 
     rows: bytes
     stats: bytes
@@ -143,8 +145,15 @@ def _share(hub: Hub, machine: Machine, owned: list[tuple[int, int]]) -> Share:
 class _Home:
     """The end of a run that started it: collects records and progress, and merges what ranks hand in."""
 
-    def __init__(self, machine: Machine, on_progress: OnProgress | None, nr_ranks: int) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        on_progress: OnProgress | None,
+        nr_ranks: int,
+        observers: Sequence[Observer],
+    ) -> None:
         self._machine = machine
+        self._observers = observers
         self._on_progress = on_progress
         self._clocks = dict.fromkeys(range(nr_ranks), 0)
         self._records: list[U64Array] = []
@@ -156,6 +165,8 @@ class _Home:
 
     def _on_records(self, frame: Frame) -> None:
         self._records.append(frame.records)
+        for each in self._observers:
+            each.take(frame.records)
 
     def _on_clock(self, frame: Frame) -> None:
         if (frame.header.nr_records, frame.header.words) != (1, 1):
@@ -226,6 +237,7 @@ async def run_machine_on_workers(
     messages: bool = False,
     on_records: OnRecords | None = None,
     on_progress: OnProgress | None = None,
+    observers: Sequence[Observer] = (),
     open_workers: Callable[[int, Path], Workers] = LocalWorkers,
 ) -> WorkersOutcome:
     """Run a machine to its end over several processes; its result is that of one process, to the byte.
@@ -244,6 +256,8 @@ async def run_machine_on_workers(
         Takes all records, ``uint64[n, 8]``, sorted by time, actor and sequence, once the run is complete.
     on_progress : callable, optional
         Takes the virtual time, ns, that the slowest rank has come to.
+    observers : sequence of Observer
+        Who follows a vCPU while the run goes on; made for this machine.
     open_workers : callable
         See `launcher.run_gang`.
 
@@ -253,7 +267,7 @@ async def run_machine_on_workers(
         If a rank fails or its process is lost.
     """
     await trio.to_thread.run_sync(_compile_kernels)
-    home = _Home(machine, on_progress, workers)
+    home = _Home(machine, on_progress, workers, observers)
     results = await run_gang(
         workers,
         ENTRY,
@@ -262,6 +276,8 @@ async def run_machine_on_workers(
         open_workers=open_workers,
         register=home.register,
     )
+    for each in observers:
+        each.close()
     if on_records is not None:
         home.hand_over(on_records)
     return home.merge(results)

@@ -86,7 +86,9 @@ def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Ro
         Message mode.
     """
     apart = messages or policy == "spread"
-    placement = place(workers, "spread" if apart else "packed", [_actors_of(machine, h) for h in machine.hosts])
+    placement = place(
+        workers, "spread" if apart else "packed", [_actors_of(machine, h) for h in machine.hosts]
+    )
     rank_of = dict(placement.rank_of)
     guests = Guests.HERE
     if messages:

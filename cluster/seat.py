@@ -22,10 +22,8 @@ from vpmu.kernels.columns import (
     HOST_COLUMNS,
     P_NOW,
     P_STOP,
-    R_HOSTS,
     R_LOG_CAPACITY,
     R_LOG_COUNT,
-    R_NR_HOSTS,
 )
 from vpmu.kernels.engine import STOP_AWAY
 from vpmu.kernels.jit import U64, Arena
@@ -77,17 +75,14 @@ class Seat:
     def _mark_hosts(self) -> None:
         """Tell the kernel which hosts and physical CPUs it advances."""
         s = self._machine.arena
+        whole = set(self._roles.whole_hosts(self._rank))
         here = {p.offset for pcpus in self._roles.local_shares(self._rank).values() for p in pcpus}
-        for host in self._roles.shares:
-            s[self._machine.hosts[host].offset + int(H_REMOTE)] = U64(1)
+        for host in self._machine.hosts:
+            if host.index not in whole:
+                s[host.offset + int(H_REMOTE)] = U64(1)
         for pcpu in self._machine.pcpus:
-            if pcpu.host in self._roles.shares and pcpu.offset not in here:
+            if pcpu.host not in whole and pcpu.offset not in here:
                 s[pcpu.offset + int(P_STOP)] = STOP_AWAY
-        if not self._roles.shares:
-            hosts = self._roles.whole_hosts(self._rank)
-            first = hosts[0] if hosts else 0
-            s[R_HOSTS] = U64(self._machine.hosts[first].offset)
-            s[R_NR_HOSTS] = U64(len(hosts))
 
     def _host_perfs(self) -> dict[Address, HostPerf]:
         here = {p.offset for pcpus in self._roles.local_shares(self._rank).values() for p in pcpus}
@@ -252,4 +247,3 @@ class Seat:
                     if each.host == host.index:
                         slices += self._rows.task(each.offset)
         return slices
-

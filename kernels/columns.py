@@ -197,8 +197,8 @@ E_OWNER = _row.word()
 E_SAMPLES = _row.word()
 E_THROTTLES = _row.word()
 E_PMIS = _row.word()
-E_SHORT = _row.word()
-"""Events that reads of its counter missed against the truth."""
+E_TRUTH = _row.word()
+"""What E_COUNT must be: the events that its counters had to count, by the account of the truth."""
 EVENT_COLUMNS: Final = _row.width()
 
 RUN_STOPPED: Final = U64(0)
@@ -410,6 +410,8 @@ V_HW_OWNED = _row.word()
 """Bit per hardware slot that KVM drives for this vCPU."""
 V_LOADED = _row.word()
 """1 while this vCPU's counters are on the hardware."""
+V_STILL = _row.word()
+"""Bit per vPMC that stands still."""
 V_STILL_AT = _row.words(SLOTS)
 """When an enabled vPMC lost its counter; NEVER if it has one."""
 V_STILL_NS = _row.words(SLOTS)
@@ -513,6 +515,8 @@ G_STREAM_RECORD = _row.words(3)
 G_MASK = _row.word()
 """Width of the counters that the guest believes to have."""
 G_FULL_WIDTH = _row.word()
+G_STILL = _row.word()
+"""Bit per vPMC that stands still while this guest runs, as the host says; it goes with the watch list."""
 G_NWATCH = _row.word()
 G_WATCH = _row.words(WATCH_COLUMNS * SLOTS)
 """What the physical CPU counts while this guest runs: kind, privilege mask, events left, events retired."""
@@ -537,6 +541,12 @@ T_READS = _row.word()
 T_WRONG = _row.word()
 T_SHORT = _row.words(SLOTS)
 """Events that reads missed against the truth, per vPMC."""
+T_STILL = _row.word()
+"""G_STILL as the account last saw it."""
+T_LOST = _row.words(SLOTS)
+"""Events retired while the vPMC stood still, since it was last read or written."""
+T_SEEN = _row.words(SLOTS)
+"""T_COUNT when the vPMC was last read."""
 G_CPU_HW = _row.words(CPU_HW_COLUMNS)
 G_QUEUE = _row.words(QUEUE_COLUMNS)
 G_NMI_QUEUE = _row.words(QUEUE_COLUMNS)

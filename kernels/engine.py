@@ -9,6 +9,7 @@ import numpy as np
 from vpmu.kernels.columns import (
     G_OPERATION,
     G_REGISTER,
+    G_STILL,
     G_TIMER_AT,
     G_VALUE,
     H_HELD,
@@ -77,6 +78,7 @@ from vpmu.kernels.columns import (
     V_REQ_HEAD,
     V_REQS,
     V_SLEEP_NS,
+    V_STILL,
     V_VALUE,
     V_WAKE_AT,
     V_WORK_NS,
@@ -205,6 +207,8 @@ GUEST_TRAVELS = U64(2)
 STOP_AWAY = U64(8)
 """In P_STOP: this physical CPU lives in another process."""
 
+_STRETCH_NS = U64(1 << 25)
+"""At most how long guest code runs uninterrupted: at 64 events a cycle and 4 GHz, fewer than 2**33 events."""
 _LOG_MARGIN = U64(256)
 _CALL_WORDS = U64(8)
 _REQUESTS = U64(REQUESTS)
@@ -467,7 +471,7 @@ def _host_pmi(s: Arena, p: np.uint64, v: np.uint64) -> None:
         s[p + HW_LVTPC] = LVT_NMI
         deliver_pmi(s, v, p, slots, U0, now)
     spend(s, p, CAUSE_PMI, ns)
-    if s[p + HW_GLOBAL_STATUS] != U0:
+    if s[p + HW_GLOBAL_STATUS] != U0 or owned == U0:
         begin_call(s, p, CALL_PMI, v, U0)
 
 
@@ -626,8 +630,10 @@ def _run(s: Arena, log: Arena, p: np.uint64, v: np.uint64, g: np.uint64, until: 
     if limit <= now or s[p + HW_PMI] != U0:
         _leave(s, p, v)
         return False
-    limit = min(limit, until)
+    # A counter that hw_watch() takes for too far from its overflow stays so within a stretch.
+    limit = min(limit, min(until, now + _STRETCH_NS))
     hw_watch(s, p, g)
+    s[g + G_STILL] = s[v + V_STILL]
     if s[p + P_REMOTE_GUEST] == GUEST_ANSWERS:
         s[p + P_ASK] = ASK_GO
         s[p + P_LIMIT] = limit

@@ -37,6 +37,7 @@ from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.msr import (
     DEBUGCTL,
     DEBUGCTL_FREEZE_PERFMON,
+    DEBUGCTL_RESERVED,
     EVENTSEL0,
     EVENTSEL_EN,
     EVENTSEL_INT,
@@ -49,12 +50,16 @@ from vpmu.kernels.msr import (
     GLOBAL_OVF_CTRL,
     GLOBAL_STATUS,
     LVT_MASKED,
+    LVT_RESERVED,
+    LVT_STATUS,
     LVTPC,
     PERF_CAPABILITIES,
     PMC0,
     RDPMC_FIXED,
     STATUS_COND_CHANGED,
     STATUS_DS_OVERFLOW,
+    STATUS_TOPA_PMI,
+    STATUS_UNCORE_OVERFLOW,
 )
 from vpmu.kernels.perf.schedule import slot_bit
 
@@ -70,6 +75,7 @@ _FIELD = U64(0xF)
 _GP_BITS = U64(0xFF)
 _FIXED_BITS = U64(0x700)
 _U24 = U64(24)
+_STATUS_OTHERS = STATUS_TOPA_PMI | STATUS_UNCORE_OVERFLOW | STATUS_DS_OVERFLOW | STATUS_COND_CHANGED
 _CAPABILITIES = U64(0x32C4)
 _TOO_FAR = U64(1 << 33)
 """Events left beyond which a counter cannot overflow within one stretch of guest code."""
@@ -161,14 +167,18 @@ def hw_write(s: Arena, p: np.uint64, msr: np.uint64, value: np.uint64) -> np.uin
     elif msr - FIXED_CTR0 < s[p + HW_NR_FIXED]:
         s[p + HW_COUNTER + FIXED_SLOT + (msr - FIXED_CTR0)] = value & s[p + HW_MASK]
     elif msr == GLOBAL_OVF_CTRL:
-        if value & ~(global_valid(s, p) | STATUS_COND_CHANGED | STATUS_DS_OVERFLOW) != U0:
+        if value & ~(global_valid(s, p) | _STATUS_OTHERS) != U0:
             return GP
         s[p + HW_GLOBAL_STATUS] &= ~value
     elif msr == LVTPC:
-        s[p + HW_LVTPC] = value
+        if value & LVT_RESERVED != U0:
+            return GP
+        s[p + HW_LVTPC] = value & ~LVT_STATUS
     elif msr - PMC0 < gp:
         s[p + HW_COUNTER + (msr - PMC0)] = sign_extend32(value, s[p + HW_MASK])
     elif msr == DEBUGCTL:
+        if value & DEBUGCTL_RESERVED != U0:
+            return GP
         s[p + HW_DEBUGCTL] = value
     else:
         return GP

@@ -388,7 +388,7 @@ class Builder:
             u,
             U_NR_GP=nr_gp,
             U_NR_FIXED=3,
-            U_MAX_PERIOD=(1 << 47) - 1 if full_width else (1 << 31) - 1,
+            U_MAX_PERIOD=_max_period(full_width),
             U_COUNTER_MSR=int(FULL_PMC0 if full_width else PMC0),
             U_COUNTER_MASK=(1 << 48) - 1,
             U_ALL=((1 << nr_gp) - 1) | (7 << 32),
@@ -477,6 +477,8 @@ class Builder:
         nr_gp = int(self.s[v + int(col.V_NR_GP)])
         queue = g + int(col.G_QUEUE)
         self._fill_cpu_hw(u, nr_gp, full_width=self.native, tick_ns=tick_ns, context=context, queue=queue)
+        # The guest's perf has been on before: a tool's child is switched in, its events off, before it runs.
+        self._set(u, U_ENABLED=1)
         threads = [
             self._fill_thread(number, name, thread, placed)
             for number, (name, thread, _) in enumerate(placed.threads)
@@ -553,7 +555,10 @@ class Builder:
             for spec in group:
                 flags = int(col.FLAG_SAMPLING) if sampling else 0
                 frequency = session.frequency or 0 if sampling else 0
-                self._fill_event(at, spec, leader, flags, frequency, session.period or 0, session.user_only)
+                period = session.period or 0
+                self._fill_event(
+                    at, spec, leader, flags, frequency, period, session.user_only, _max_period(self.native)
+                )
                 self._set(at, E_OWNER=(number << 8) | len(names))
                 names.append(spec.name)
                 at += col.EVENT_COLUMNS
@@ -580,7 +585,15 @@ class Builder:
             number += 1
 
     def _fill_event(
-        self, at: int, spec: EventSpec, leader: int, flags: int, frequency: int, period: int, user_only: bool
+        self,
+        at: int,
+        spec: EventSpec,
+        leader: int,
+        flags: int,
+        frequency: int,
+        period: int,
+        user_only: bool,
+        max_period: int,
     ) -> None:
         config = spec.config | int(EVENTSEL_INT)
         if not spec.exclude_user:
@@ -595,7 +608,7 @@ class Builder:
             E_CONFIG=config,
             E_FLAGS=flags,
             E_FREQUENCY=frequency,
-            E_PERIOD=period or (1 if frequency else (1 << 62)),
+            E_PERIOD=period or (1 if frequency else max_period),
             E_SLOT=int(col.NO_SLOT),
             E_LEADER=leader,
         )
@@ -656,7 +669,9 @@ class Builder:
         for group in event_groups(tool.events):
             leader = at
             for spec in group:
-                self._fill_event(at, spec, leader, flags, frequency, tool.period or 0, False)
+                self._fill_event(
+                    at, spec, leader, flags, frequency, tool.period or 0, False, _max_period(True)
+                )
                 self._set(at, E_OWNER=(session << 8) | number)
                 at += col.EVENT_COLUMNS
                 number += 1
@@ -676,6 +691,11 @@ class Builder:
             boot_guest(self.s, U64(entry.guest))
         for pcpu in self.machine.pcpus:
             boot_timers(self.s, U64(pcpu.offset))
+
+
+def _max_period(full_width: bool) -> int:
+    """Return the longest period that perf programs: the default of a counting event (x86_pmu.max_period)."""
+    return (1 << 47) - 1 if full_width else (1 << 31) - 1
 
 
 def _column_name(column: np.uint64) -> str:

@@ -244,7 +244,7 @@ class Collector:
                 enabled_ns=self.times(vcpu, session, at)[0],
                 running_ns=self.times(vcpu, session, at)[1],
                 intervals=self.samples.intervals_of(actor, self.word(at, col.E_OWNER)),
-                truth=(self.word(at, col.E_COUNT) + self.word(at, col.E_SHORT)) & ((1 << 64) - 1),
+                truth=self.word(at, col.E_TRUTH),
             )
             for event, at in zip(session.events, _events(session), strict=True)
         ]

@@ -297,6 +297,7 @@ class Host:
         self._machine: Machine | None = None
         self.wanted: list[_Wanted] = []
         self.vcpus: list[Vcpu] = []
+        self._halted: set[int] = set()
 
     def vcpu(
         self,
@@ -355,7 +356,7 @@ class Host:
         while True:
             await trio.lowlevel.checkpoint()
             self._advance(number)
-            if self._waits(number):
+            if self._waits(number) or number in self._halted:
                 return
             self._unblock(number)
 
@@ -421,12 +422,16 @@ class Host:
     def _release(self, number: int) -> None:
         """Let a waiting vCPU go on, or wake one that was left in HLT."""
         p, v = self._pcpu(number), self.machine.vcpus[number].offset
+        self._halted.discard(number)
         if self._waits(number):
             self._set(p, col.P_STOP, 0)
         elif self.word(v, col.V_STATE) == int(VCPU_HALTED):
             now = self.word(p, col.P_NOW)
             self._set(v, col.V_WAKE_AT, now)
             self._set(p, col.P_WAKE_AT, min(self.word(p, col.P_WAKE_AT), now))
+        elif self.word(v, col.V_REASON) == int(GUEST_HALT):
+            # It was preempted on its way to HLT: it has something to do after all.
+            self._set(v, col.V_REASON, 0)
 
     def _advance(self, number: int) -> None:
         """Advance the machine one window past the vCPU's physical CPU, and note the accesses."""
@@ -454,6 +459,7 @@ class Host:
         if stop == int(STOP_WAIT):
             other = self.word(p, col.P_CURRENT)
             self._set(other, col.V_REASON, int(GUEST_HALT))
+            self._halted.add(self.word(other, col.V_ID))
             self._set(p, col.P_STOP, 0)
         elif stop in (int(STOP_RESERVE), int(STOP_UNRESERVE)):
             for entry in self.machine.pcpus:

@@ -1,12 +1,13 @@
 """Tests of a guest's PMU driver, on the emulator: no PMU, no KVM, no root."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vpmu.testing import (
     GeneralProtection,
+    Host,
     Vcpu,
     assert_counts,
     assert_latency,
@@ -25,6 +26,7 @@ X2APIC_LVTPC = 0x834
 
 BRANCHES = 0x5300C4  # br_inst_retired.all_branches, in the kernel and in user mode, interrupts on, enabled
 NMI = 0x400
+MakeHost = Callable[..., Host]
 STAT = Path(__file__).parents[1] / "ftest" / "stat.toml"
 
 
@@ -53,7 +55,7 @@ class BranchSampler:
 
 
 @pytest.mark.parametrize("design", ["legacy", "optimized", "native"])
-async def test_each_period_gives_one_sample(vpmu_host, design: str):
+async def test_each_period_gives_one_sample(vpmu_host: MakeHost, design: str):
     driver = BranchSampler(period=1_000)
     vcpu = vpmu_host(design).vcpu(rates={"branches": 0.2}, on_pmi=driver.on_pmi)
     await driver.start(vcpu)
@@ -63,7 +65,7 @@ async def test_each_period_gives_one_sample(vpmu_host, design: str):
     assert_pmis(vcpu, 10)
 
 
-async def test_a_counter_reads_the_truth_though_the_watchdog_has_one(vpmu_host):
+async def test_a_counter_reads_the_truth_though_the_watchdog_has_one(vpmu_host: MakeHost):
     vcpu = vpmu_host("optimized", watchdog=True, noise=True).vcpu(rates={"branches": 0.2})
     await vcpu.wrmsr(IA32_PERFEVTSEL0, BRANCHES)
     await vcpu.wrmsr(IA32_PERF_GLOBAL_CTRL, 1)
@@ -73,8 +75,8 @@ async def test_a_counter_reads_the_truth_though_the_watchdog_has_one(vpmu_host):
     assert_counts(vcpu)
 
 
-async def test_reading_a_counter_is_cheap_under_the_optimized_design(vpmu_host):
-    longest: Mapping[str, int] = {"legacy": 10_000, "optimized": 1_000}
+async def test_reading_a_counter_is_cheap_under_the_optimized_design(vpmu_host: MakeHost):
+    longest = {"legacy": 10_000, "optimized": 1_000}
     for design, max_ns in longest.items():
         vcpu = vpmu_host(design).vcpu()
         await vcpu.wrmsr(IA32_PERFEVTSEL0, BRANCHES)

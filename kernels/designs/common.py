@@ -23,6 +23,7 @@ from vpmu.kernels.columns import (
     V_REQ_COUNT,
     V_REQ_HEAD,
     V_REQS,
+    V_STILL,
     V_STILL_AT,
     V_STILL_NS,
 )
@@ -251,8 +252,10 @@ def still(s: Arena, v: np.uint64, slot: np.uint64, stands: bool, now: np.uint64)
     """Book whether an enabled vPMC stands still for want of a counter."""
     since = s[v + V_STILL_AT + slot]
     if stands and since == NEVER:
+        s[v + V_STILL] |= U1 << slot
         s[v + V_STILL_AT + slot] = now
     elif not stands and since != NEVER:
+        s[v + V_STILL] &= ~(U1 << slot)
         s[v + V_STILL_NS + slot] += now - since
         s[v + V_STILL_AT + slot] = NEVER
 

@@ -23,6 +23,7 @@ from vpmu.kernels.columns import (
     P_CALL_VALUE,
     P_GRANT,
     SLOTS,
+    V_CALL,
     V_COUNTER,
     V_EVENTSEL,
     V_FIXED_CTRL,
@@ -474,7 +475,8 @@ def sched_in(
         else:
             request(s, v, CALL_RELEASE, slot)
     s[v + V_USED] = U0
-    if s[v + V_REQ_COUNT] != U0:
+    if s[v + V_REQ_COUNT] != U0 or s[v + V_CALL] != U0:
+        # Host perf has more to do first: perf_done() loads the counters.
         return OK, U0, U0, STOP_PERF
     return OK, U0, _load(s, v, p, now), STOP_NONE
 

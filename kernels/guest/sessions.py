@@ -97,6 +97,7 @@ def session_step(s: Arena, g: np.uint64, now: np.uint64) -> None:
 def _start(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
     """Open a session's events and enable them (perf_event_open(), perf_install_in_context())."""
     s[session + S_STATE] = SESSION_RUNNING
+    live = _is_live(s, g, session)
     if s[session + S_INTERVAL_NS] != U0:
         s[session + S_NEXT_AT] = now + s[session + S_INTERVAL_NS]
     e = s[session + S_FIRST]
@@ -106,9 +107,19 @@ def _start(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
         context_add(s, s[session + S_CONTEXT], e)
         pinned = pinned or s[e + E_FLAGS] & FLAG_PINNED != U0
         s[e + E_STAMP] = now
+        if live and s[session + S_THREAD] != U0:
+            # The thread's turn, which is added when it ends, began before the session.
+            s[e + E_ENABLED_NS] -= now - s[g + G_SWITCH_FROM]
         e += _EVENT
-    if s[session + S_THREAD] == U0:
+    if live:
         reschedule(s, g + G_CPU_HW, s[session + S_CONTEXT], pinned, now)
+
+
+@kernel
+def _is_live(s: Arena, g: np.uint64, session: np.uint64) -> bool:
+    """Return whether a session's events may be on the PMU now: it is the CPU's, or its thread runs."""
+    thread = s[session + S_THREAD]
+    return thread == U0 or thread == s[g + G_CURRENT]
 
 
 @kernel
@@ -145,7 +156,9 @@ def session_stop(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> 
     c = s[session + S_CONTEXT]
     u = g + G_CPU_HW
     e = s[session + S_FIRST]
-    pmu_disable(s, u)
+    live = _is_live(s, g, session)
+    if live:
+        pmu_disable(s, u)
     for _ in range(s[session + S_NR_EVENTS]):
         enabled, _ = event_times(s, g, session, e, now)
         s[e + E_ENABLED_NS] = enabled
@@ -154,5 +167,19 @@ def session_stop(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> 
         context_remove(s, c, e)
         s[e + E_STATE] = EVENT_OFF
         e += _EVENT
-    all_in(s, u, now)
-    pmu_enable(s, u)
+    if live:
+        all_in(s, u, now)
+        pmu_enable(s, u)
+
+
+@kernel
+def close_session(s: Arena, g: np.uint64, now: np.uint64) -> bool:
+    """Close the first session that runs, as its tool does when the guest ends; False if there is none."""
+    session = s[g + G_SESSIONS]
+    for _ in range(s[g + G_NR_SESSIONS]):
+        if s[session + S_STATE] == SESSION_RUNNING:
+            session_stop(s, g, session, now)
+            next_session(s, g)
+            return True
+        session += _STRIDE
+    return False

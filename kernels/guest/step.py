@@ -3,7 +3,7 @@
 import numpy as np
 
 from vpmu.kernels.columns import (
-    E_SHORT,
+    E_TRUTH,
     FIXED_SLOT,
     G_ACCESSED_AT,
     G_ACCESSES,
@@ -25,6 +25,7 @@ from vpmu.kernels.columns import (
     G_RESCHED,
     G_RUNNING,
     G_SEQUENCE,
+    G_STILL,
     G_STREAM,
     G_STREAM_LEFT,
     G_STREAM_OPEN,
@@ -34,6 +35,7 @@ from vpmu.kernels.columns import (
     R_ACCESSES,
     R_LOG_CAPACITY,
     R_LOG_COUNT,
+    T_STILL,
     TH_CURSOR,
     TH_END,
     TH_TYPE,
@@ -47,8 +49,9 @@ from vpmu.kernels.guest.driver import (
     take_sample,
     timer_interrupt,
 )
+from vpmu.kernels.guest.sessions import close_session
 from vpmu.kernels.guest.threads import THREAD_REPLAY, end_of_work
-from vpmu.kernels.guest.truth import truth_read, truth_write
+from vpmu.kernels.guest.truth import truth_read, truth_still, truth_write
 from vpmu.kernels.integers import U0, U1, U2, U8, U16
 from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.log import RECORD_ACCESS, head_word, keeps, log_record, mix
@@ -132,7 +135,8 @@ def guest_poll(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> np.uint64:
         elif s[g + G_RESCHED] != U0:
             switch_begin(s, g, now)
         elif s[g + G_RUNNING] == U0:
-            return GUEST_DONE
+            if not close_session(s, g, now):
+                return GUEST_DONE
         else:
             thread = s[g + G_CURRENT]
             if thread == U0:
@@ -238,6 +242,8 @@ def guest_go(
     (end, reason) : uint64 ns, uint64
         Reason is one of the GUEST_ constants.
     """
+    if s[g + G_STILL] != s[g + T_STILL]:
+        truth_still(s, g)
     while True:
         reason = guest_poll(s, log, g, now)
         if reason != GUEST_RUN:
@@ -286,9 +292,9 @@ def guest_complete(
     elif operation == ACCESS_WRITE:
         truth_write(s, g, register, word)
     else:
-        short = _compare(s, g, operation, register, value)
-        if short != U0 and s[g + G_MICRO] == OP_RDPMC:
-            s[s[g + G_MICRO_EVENT] + E_SHORT] += short
+        gain = _compare(s, g, operation, register, value)
+        if s[g + G_MICRO] == OP_RDPMC:
+            s[s[g + G_MICRO_EVENT] + E_TRUTH] += gain
     code = s[g + G_MICRO]
     if code == OP_READ_FIXED_CTRL:
         s[g + G_KEPT] = value
@@ -304,10 +310,13 @@ def guest_complete(
 def _compare(
     s: Arena, g: np.uint64, operation: np.uint64, register: np.uint64, value: np.uint64
 ) -> np.uint64:
-    """Hold a counter that was read against the truth; return what is missing."""
+    """Hold a counter that was read against the truth; return what it had to count since the last time."""
     if operation == ACCESS_RDPMC:
-        slot = register if register < U8 else FIXED_SLOT + (register - RDPMC_FIXED)
-        return truth_read(s, g, slot, value)
+        if register < U8:
+            return truth_read(s, g, register, value)
+        if register - RDPMC_FIXED < U64(3):
+            return truth_read(s, g, FIXED_SLOT + (register - RDPMC_FIXED), value)
+        return U0
     if register - PMC0 < U8:
         return truth_read(s, g, register - PMC0, value)
     if register - FULL_PMC0 < U8:

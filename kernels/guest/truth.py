@@ -14,6 +14,7 @@ from vpmu.kernels.columns import (
     G_KERNEL_CURSOR,
     G_KERNEL_PROGRAM,
     G_MASK,
+    G_STILL,
     R_KINDS,
     T_ARMED,
     T_BASE,
@@ -23,11 +24,14 @@ from vpmu.kernels.columns import (
     T_EVENTSEL,
     T_FIXED_CTRL,
     T_GLOBAL_CTRL,
+    T_LOST,
     T_MEANING,
     T_ON,
     T_READS,
     T_REF,
+    T_SEEN,
     T_SHORT,
+    T_STILL,
     T_TAKEN,
     T_WRONG,
     TH_CURSOR,
@@ -107,8 +111,15 @@ def _slots(bits: np.uint64) -> np.uint64:
 
 @kernel
 def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
-    """Add what was retired since _open() to a counter's count; note a wrap, and the PMI due for it."""
-    s[g + T_COUNT + slot] += _total(s, g, slot) - s[g + T_EDGE + slot]
+    """Add what was retired since _open() to a counter's count; note a wrap, and the PMI due for it.
+
+    What was retired while the counter stood still is kept apart.
+    """
+    events = _total(s, g, slot) - s[g + T_EDGE + slot]
+    if (s[g + T_STILL] >> slot) & U1 != U0:
+        s[g + T_LOST + slot] += events
+        return
+    s[g + T_COUNT + slot] += events
     if s[g + T_BASE + slot] + s[g + T_COUNT + slot] > s[g + G_MASK]:
         s[g + T_BASE + slot] -= s[g + G_MASK] + U1
         s[g + T_DUE] += s[g + T_MEANING + slot] >> U16
@@ -136,6 +147,20 @@ def truth_resume(s: Arena, g: np.uint64) -> None:
     while on != U0:
         _open(s, g, lowest_bit(on))
         on &= on - U1
+
+
+@kernel
+def truth_still(s: Arena, g: np.uint64) -> None:
+    """Follow the host's report of counters that stand still, before the guest goes on."""
+    changed = (s[g + G_STILL] ^ s[g + T_STILL]) & s[g + T_ON]
+    left = changed
+    while left != U0:
+        _close(s, g, lowest_bit(left))
+        left &= left - U1
+    s[g + T_STILL] = s[g + G_STILL]
+    while changed != U0:
+        _open(s, g, lowest_bit(changed))
+        changed &= changed - U1
 
 
 @kernel
@@ -224,6 +249,8 @@ def _count_written(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) ->
         _close(s, g, slot)
     s[g + T_BASE + slot] = value
     s[g + T_COUNT + slot] = U0
+    s[g + T_SEEN + slot] = U0
+    s[g + T_LOST + slot] = U0
     if on:
         _open(s, g, slot)
 
@@ -231,6 +258,8 @@ def _count_written(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) ->
 @kernel
 def truth_read(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> np.uint64:
     """Compare a counter that the guest read; what is missing is added to T_SHORT, once.
+
+    A read is wrong if it differs by anything but the events retired in reported stood-still time.
 
     Parameters
     ----------
@@ -244,16 +273,18 @@ def truth_read(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> np.
     Returns
     -------
     uint64, events
-        What is missing.
+        What the counter had to count since it was last read or written.
     """
     if (s[g + T_ON] >> slot) & U1 != U0:
         _close(s, g, slot)
         _open(s, g, slot)
     expected = (s[g + T_BASE + slot] + s[g + T_COUNT + slot]) & s[g + G_MASK]
+    gain = s[g + T_COUNT + slot] - s[g + T_SEEN + slot] + s[g + T_LOST + slot]
     s[g + T_READS] += U1
-    short = expected - value
-    if short != U0:
+    if value != expected:
         s[g + T_WRONG] += U1
-        s[g + T_SHORT + slot] += short
-        s[g + T_BASE + slot] -= short
-    return short
+        s[g + T_BASE + slot] -= expected - value
+    s[g + T_SHORT + slot] += expected - value + s[g + T_LOST + slot]
+    s[g + T_SEEN + slot] = s[g + T_COUNT + slot]
+    s[g + T_LOST + slot] = U0
+    return gain

@@ -27,6 +27,7 @@ from vpmu.kernels.columns import (
     HW_GLOBAL_CTRL,
     HW_GUEST_CTRL,
     HW_HOST_CTRL,
+    HW_PMI,
     NO_SLOT,
     P_CALL,
     P_CALL_CONFIG,
@@ -50,6 +51,7 @@ from vpmu.kernels.columns import (
     U_ALL,
     U_CPU_CONTEXT,
     U_HOST_MASK,
+    U_MAX_PERIOD,
     U_OVERFLOWED,
     V_CONTEXT,
     V_EVENTS,
@@ -59,6 +61,7 @@ from vpmu.kernels.costs import (
     COST_HW_RDMSR,
     COST_HW_RDPMC,
     COST_HW_WRMSR,
+    COST_NMI,
     COST_PERF_EVENT_CREATE,
     COST_PERF_EVENT_READ,
     COST_PERF_EVENT_RELEASE,
@@ -168,7 +171,7 @@ def _create(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
     period = s[p + P_CALL_VALUE]
     if period != U0:
         s[e + E_FLAGS] |= FLAG_SAMPLING
-    s[e + E_PERIOD] = period if period != U0 else U64(1) << U64(47)
+    s[e + E_PERIOD] = period if period != U0 else s[p + P_CPU_HW + U_MAX_PERIOD]
     s[e + E_FREQUENCY] = U0
     s[e + E_COUNT] = U0
     s[e + E_INTERRUPTS] = U0
@@ -227,11 +230,24 @@ def _tool(s: Arena, p: np.uint64, tool: np.uint64, opens: bool) -> np.uint64:
                 pmu_enable(s, u)
             context_remove(s, c, e)
             s[e + E_STATE] = EVENT_DEAD
-            ns += pcpu_cost(s, p, COST_PERF_EVENT_RELEASE)
+            ns += pcpu_cost(s, p, COST_PERF_EVENT_RELEASE) + run_queue(s, p)
         e += _EVENT
     reschedule(s, u, c, pinned, now)
     s[tool + TO_STATE] += U1
     return ns
+
+
+@kernel
+def _pending_pmi(s: Arena, p: np.uint64, u: np.uint64, call: np.uint64) -> np.uint64:
+    """Handle a PMI that came in host code before its event can lose its counter; return the cost.
+
+    It is of the host's own events: those of guests count in guests only, and are handled at the exit.
+    """
+    if call == CALL_PMI or s[p + HW_PMI] == U0:
+        return U0
+    s[p + HW_PMI] = U0
+    pmi_begin(s, u, p + P_QUEUE)
+    return pcpu_cost(s, p, COST_NMI) + run_queue(s, p)
 
 
 @kernel
@@ -250,6 +266,7 @@ def perf_call(s: Arena, p: np.uint64) -> None:
     call = s[p + P_CALL]
     now = s[p + P_NOW]
     s[p + P_REQUESTS] += U1
+    before = _pending_pmi(s, p, u, call)
     if call == CALL_CREATE:
         ns = _create(s, p, v)
     elif call == CALL_RELEASE:
@@ -276,7 +293,7 @@ def perf_call(s: Arena, p: np.uint64) -> None:
         ns = pcpu_cost(s, p, COST_PERF_SCHED)
     else:
         ns = _tool(s, p, v, call == CALL_TOOL_OPEN)
-    s[p + P_CALL_COST] = ns + run_queue(s, p)
+    s[p + P_CALL_COST] = before + ns + run_queue(s, p)
     _results(s, p, u, v, call)
     s[p + P_HASH] = mix(s[p + P_HASH], now, call | (s[p + P_CALL_SLOT] << U8), s[p + P_CALL_VALUE])
 

@@ -192,7 +192,7 @@ def overflow(s: Arena, u: np.uint64, e: np.uint64, now: np.uint64) -> tuple[bool
         if span > U0 and span < U2 * s[u + U_TICK_NS]:
             restart = adjust_period(s, e, span, s[e + E_LAST_PERIOD])
     s[e + E_SAMPLES] += U1
-    return True, throttle, restart
+    return flags & FLAG_WATCHDOG == U0, throttle, restart
 
 
 @kernel

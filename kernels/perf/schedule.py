@@ -161,7 +161,7 @@ def _unmoved(s: Arena, u: np.uint64, index: np.uint64) -> bool:
     """Return whether an event stays on the counter that it was on last (match_prev_assignment())."""
     e = s[u + U_EVENT + index]
     slot = s[u + U_ASSIGN + index]
-    return s[e + E_SLOT] == slot and s[e + E_TAG] == s[u + U_TAG + slot] and s[u + U_BY_SLOT + slot] == e
+    return s[e + E_SLOT] == slot and s[e + E_TAG] == s[u + U_TAG + slot]
 
 
 @kernel

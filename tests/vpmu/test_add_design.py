@@ -28,7 +28,7 @@ def vpmu(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
-    """What `vpmu run` printed, and its summary.json, with the guide's design written to an empty directory."""
+    """What `vpmu run` printed, and its summary.json, with the guide's design in an empty directory."""
     directory = tmp_path_factory.mktemp("design")
     (directory / "keep.py").write_text(design_of_the_guide())
     designs = "optimized,keep.py,native"

@@ -127,7 +127,15 @@ def test_one_nanosecond_of_one_cost_changes_the_digest(tmp_path: Path, stat_run:
 
 
 def test_run_writes_results_that_read_back_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["run", str(STAT), "--set", "vm.guest.thread.ftest.work=1", "--design", "optimized", "--quiet"]
+    arguments = [
+        "run",
+        str(STAT),
+        "--set",
+        "vm.guest.thread.ftest.work=1",
+        "--design",
+        "optimized",
+        "--quiet",
+    ]
     for name in ("a", "b"):
         assert main([*arguments, "--out", str(tmp_path / name), "--keep", "all"]) == 0
     first, second = (tmp_path / name / "summary.json" for name in ("a", "b"))
@@ -189,7 +197,8 @@ def test_intervals_add_up_to_the_session(tmp_path: Path):
 
 def test_a_system_wide_session_is_enabled_all_the_time():
     scenario = load_scenario(
-        STAT, ["vm.guest.thread.ftest.work=5", "vm.guest.session.stat.cpu=true", "vm.guest.session.stat.thread="]
+        STAT,
+        ["vm.guest.thread.ftest.work=5", "vm.guest.session.stat.cpu=true", "vm.guest.session.stat.thread="],
     )
     result = trio.run(execute, scenario, RunOptions(designs=("optimized",)), None).designs["optimized"]
     for row in result.counters:

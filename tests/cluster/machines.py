@@ -1,0 +1,169 @@
+"""Small machines for tests of runs over several processes, and the comparison of two of them."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import trio
+
+from tests.cluster.test_launcher import ThreadWorkers
+from vpmu.actors.local import run_machine
+from vpmu.actors.machine import Machine
+from vpmu.build import build, load_programs
+from vpmu.cluster.node import WorkersOutcome, run_machine_on_workers, sort_records
+from vpmu.kernels import columns as col
+from vpmu.scenario import Scenario, load_scenario
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ALL_KINDS = 0x7E
+
+HEAD = """
+version = 1
+title = "a small machine"
+seed = {seed}
+until = "{until}"
+
+[[program]]
+name = "work"
+cycles = 40000000
+functions = [
+    {{ name = "main", share = "0.25", ipc = "1.2", branches = "0.2", branch_misses = "0.01" }},
+    {{ name = "leaf", share = "0.75", ipc = "0.7", branches = "0.1", dtlb_load_misses = "0.003" }},
+]
+"""
+HOST = """
+[[host]]
+name = "{name}"
+profile = "e5-2699v4-linux-5.0"
+cpus = {cpus}
+watchdog = {watchdog}
+balance = "3 ms"
+"""
+GUEST = """
+[[vm]]
+name = "{name}"
+host = "{host}"
+vcpus = {vcpus}
+{pinned}
+
+[[vm.thread]]
+name = "work"
+program = "work"
+
+[[vm.thread]]
+name = "sleeper"
+kind = "sleeper"
+wakeups = "700/s"
+burst = "200 us"
+
+[[vm.session]]
+name = "{tool}"
+tool = "{tool}"
+thread = "work"
+{events}
+"""
+STAT = 'events = ["branches", "cpu-cycles", "dTLB-load-misses"]'
+RECORD = 'events = ["cpu-cycles"]\nfrequency = 2000'
+TOOL = """
+[[tool]]
+name = "host-stat"
+host = "{host}"
+kind = "stat"
+cpus = "all"
+events = ["cpu-cycles", "instructions"]
+start = "3 ms"
+stop = "21 ms"
+"""
+
+
+def scenario_text(
+    seed: int, until: str, hosts: list[tuple[int, int, int]], *, watchdog: bool = False, tool: bool = False
+) -> str:
+    """Return a scenario; a host is (physical CPUs, VMs pinned to the first, floating VMs), every other VM records."""
+    parts = [HEAD.format(seed=seed, until=until)]
+    for number, (cpus, pinned, floating) in enumerate(hosts):
+        host = f"host{number}"
+        parts.append(HOST.format(name=host, cpus=cpus, watchdog=str(watchdog).lower()))
+        if tool:
+            parts.append(TOOL.replace("host-stat", f"host-stat{number}").format(host=host))
+        for guest in range(pinned + floating):
+            kind, events = ("record", RECORD) if guest % 2 else ("stat", STAT)
+            pin = "cpus = [0]" if guest < pinned else ""
+            name = f"vm{number}-{guest}"
+            parts.append(GUEST.format(name=name, host=host, vcpus=1, pinned=pin, tool=kind, events=events))
+    return "".join(parts)
+
+
+def load_text(text: str) -> Scenario:
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "small.toml"
+        file.write_text(text)
+        return load_scenario(file, [])
+
+
+@cache
+def programs_of(text: str):
+    """Programs are read once for all machines of a scenario."""
+    return load_programs(load_text(text))
+
+
+def machine_of(text: str, design: str) -> Machine:
+    machine = build(load_text(text), design, programs_of(text))
+    machine.arena[col.R_KEEP] = ALL_KINDS
+    return machine
+
+
+def example_machine(name: str, design: str, *settings: str) -> Machine:
+    machine = build(load_scenario(EXAMPLES / "ftest" / f"{name}.toml", list(settings)), design)
+    machine.arena[col.R_KEEP] = ALL_KINDS
+    return machine
+
+
+def run_here(machine: Machine):
+    """Run a machine in one process; return its records, sorted."""
+    records = [np.empty((0, 8), np.uint64)]
+    run_machine(machine, lambda batch: records.append(batch.copy()))
+    return sort_records(np.concatenate(records))
+
+
+async def run_in_threads(machine: Machine, **choices):
+    """Run a machine over ranks that are threads; return the outcome and the records."""
+    records = [np.empty((0, 8), np.uint64)]
+    with trio.fail_after(120):
+        outcome = await run_machine_on_workers(
+            machine,
+            on_records=lambda batch: records.append(batch.copy()),
+            open_workers=ThreadWorkers,
+            **choices,
+        )
+    return outcome, np.concatenate(records)
+
+
+def _column_name(region: str, column: int) -> str:
+    prefixes = {"pcpu": ("P_", "HW_"), "vcpu": ("V_",), "guest": ("G_", "T_"), "host": ("H_",)}.get(region)
+    if prefixes is None:
+        return str(column)
+    words = [(int(v), k) for k, v in vars(col).items() if k.startswith(prefixes) and isinstance(v, np.uint64)]
+    first, name = max(word for word in words if word[0] <= column)
+    return f"{name}+{column - first}"
+
+
+def differences(expected: Machine, outcome: WorkersOutcome) -> list[str]:
+    """Return every word that differs between two ends of a run, but when a physical CPU last stopped."""
+    found = []
+    for name, region in expected.regions.items():
+        end = region.base + region.rows * region.columns
+        expected_rows = expected.table(name)
+        rows = outcome.arena[region.base : end].reshape(region.rows, region.columns)
+        for row, column in np.argwhere(expected_rows != rows):
+            if name == "pcpu" and column == int(col.P_STOP_AT):
+                continue
+            label = _column_name(name, int(column))
+            found.append(f"{name} {row} {label}: {expected_rows[row, column]} became {rows[row, column]}")
+    return found
+
+
+def total(machine: Machine, column: np.uint64) -> int:
+    """Return the sum of a column over all guests."""
+    return sum(int(machine.arena[vcpu.guest + int(column)]) for vcpu in machine.vcpus)
