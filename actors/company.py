@@ -1,11 +1,11 @@
-"""Message mode in memory: every actor of a machine with a mailbox of its own, in one trio nursery and without a socket."""
+"""Message mode in memory: every actor of a machine with a mailbox, in one nursery, without a socket."""
 
 import trio
 
 from vpmu.actors.actor import Effects, live, post
 from vpmu.actors.host_perf import HostPerf
-from vpmu.actors.mailbox import Mailboxes
 from vpmu.actors.machine import Machine
+from vpmu.actors.mailbox import Mailboxes
 from vpmu.actors.messages import Address, Message, physical_cpu
 from vpmu.actors.physical_cpu import Guests, PhysicalCpus
 from vpmu.actors.rows import RowMap

@@ -1,7 +1,8 @@
-"""Host perf as an actor: it answers calls of physical CPUs, keeps the hardware reservation, and balances their load.
+"""Host perf as an actor: it answers calls of physical CPUs, keeps the reservation, balances their load.
 
-The physical CPUs of a host may live in several processes; those of one process are a *share*, which speaks through its first.
-A share says when it can go no further. Once all have, nobody can ask earlier than the earliest request, which is then served.
+The physical CPUs of a host may live in several processes; those of one process are a *share*, which speaks
+through its first. A share says when it can go no further. Once all have, nobody can ask earlier than the
+earliest request, which is then served.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class PerfReply(Message):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a share waits for: which physical CPU reserves the hardware or gives it up, and when it came to that."""
+    """What a share waits for: which physical CPU reserves the hardware or gives it up, and since when."""
 
     at_ns: int
     pcpu: int
@@ -62,7 +63,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Waiting(Message):
-    """A share can go no further: it waits for its earliest request, or is at the window's end with these loads."""
+    """A share goes no further: it waits for a request's answer, or is at a window's end with these loads."""
 
     request: Request | None
     loads: tuple[int, ...]
@@ -111,7 +112,8 @@ class Passed(Message):
 class HostPerf:
     """A host's perf subsystem: owns the reservation's row, in message mode also all contexts and events.
 
-    Takes `PerfRequest`, `Waiting` and `ShareRows`; emits `PerfReply`, `Reserved`, `GiveRows`, `ShareRows` and `Passed`.
+    Takes `PerfRequest`, `Waiting` and `ShareRows`; emits `PerfReply`, `Reserved`, `GiveRows`, `ShareRows` and
+    `Passed`. It has no task of its own.
 
     Parameters
     ----------

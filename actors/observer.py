@@ -1,4 +1,4 @@
-"""Observers: they follow a vCPU's accesses and PMIs, in order and complete, in batches as the log comes in."""
+"""Observers: they follow a vCPU's accesses and PMIs, in order and complete, in batches."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _KIND_BITS = U64(0xFF)
 class Observer:
     """Follows one vCPU: owns the sending end of `batches`.
 
-    Takes records of the log in any batches; a vCPU that moves between processes may leave its records out of order: a later one is held
-    back until those before it are there. Emits records of accesses and PMIs, ``uint64[n, 8]``, to whoever reads `batches`. It stops
-    when it is closed, which ends `batches`.
+    Takes records of the log in any batches; those of a vCPU that moves between processes may come out of
+    order: a later one is held back until those before it are there. Emits records of accesses and PMIs,
+    ``uint64[n, 8]``, to whoever reads `batches`. It stops when it is closed, which ends `batches`.
 
     Parameters
     ----------

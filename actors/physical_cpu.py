@@ -1,4 +1,4 @@
-"""The physical CPUs of a process as actors: one kernel call advances them all, and those that stop ask by message.
+"""The physical CPUs of a process as actors: one kernel call advances them all, those that stop ask.
 
 A physical CPU that has asked stands still until the answer is there; the others go on.
 """
@@ -116,8 +116,9 @@ class _Share:
 class PhysicalCpus:
     """The physical CPUs of a process: own their rows, and those of the vCPUs in their run queues.
 
-    Takes `Retired` and `VcpuRows` from vCPUs, `PerfReply`, `Reserved`, `GiveRows`, `ShareRows` and `Passed` from host perf, `VcpuComes`
-    from other physical CPUs; emits what each of them answers. It has finished when `finished` says so.
+    Takes `Retired` and `VcpuRows` from vCPUs, `PerfReply`, `Reserved`, `GiveRows`, `ShareRows` and `Passed`
+    from host perf, `VcpuComes` from other physical CPUs; emits what they answer. It has nothing more to do
+    when `finished` says so.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ class PhysicalCpus:
         return self._idle_kernel and all(share.finished for share in self._shares.values())
 
     def turn(self) -> tuple[Effects, bool]:
-        """Advance all physical CPUs that can go on; return what to send, and whether there is more to do at once."""
+        """Advance all that can go on; return what to send, and whether there is more to do at once."""
         stop = advance(self._s, self._machine.log, U64(self._until), STEPS)
         more = bool(stop != STOP_WINDOW)
         effects: Effects = []
@@ -238,7 +239,7 @@ class PhysicalCpus:
         effects.append((host_perf(share.host), Waiting(share.address, at, request, loads)))
 
     def _first_request(self, share: _Share, window: int) -> Request | None:
-        """Return the earliest request for the reservation before the window's end, as first_request() does."""
+        """Return the earliest request for the reservation before a window's end, as first_request() does."""
         found = [
             Request(self._word(pcpu.offset, P_STOP_AT), pcpu.index, int(stop == _UNRESERVE))
             for pcpu in share.pcpus

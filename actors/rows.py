@@ -1,7 +1,8 @@
 """Which words of the arena make up an actor, so that they can be handed over: pairs of offset and length.
 
-A vCPU has three parts. Its *thread* is what the host's scheduler keeps and stays in the run queue; its *state* is KVM's; its *task* is
-what host perf keeps for it. A guest is its operating system with threads, sessions and their events.
+A vCPU has three parts. Its *thread* is what the host's scheduler keeps and stays in the run queue; its
+*state* is KVM's; its *task* is what host perf keeps for it. A guest is its operating system with threads,
+sessions and their events.
 """
 
 from collections.abc import Iterator
@@ -55,7 +56,10 @@ class RowMap:
     def _find_task(self, v: int) -> Slices:
         return [
             (self._word(v, col.V_CONTEXT), _CONTEXT),
-            (self._word(v, col.V_EVENTS), int(col.SLOTS) * _EVENT),
+            (
+                self._word(v, col.V_EVENTS),
+                (self._word(v, col.V_NR_GP) + self._word(v, col.V_NR_FIXED)) * _EVENT,
+            ),
         ]
 
     def _find_guest(self, g: int) -> Iterator[tuple[int, int]]:
@@ -95,7 +99,7 @@ class RowMap:
         return [(p, _CPU_HW), (self._word(p, col.P_TOOLS), tools)]
 
     def pcpu_perf(self, p: int) -> Slices:
-        """Return what host perf keeps for a physical CPU: cpu_hw_events, queue, context, events of its tools."""
+        """Return what host perf keeps for a physical CPU: cpu_hw_events, context, its tools' events."""
         rows = [(p + _CPU_HW, col.PCPU_COLUMNS - _CPU_HW)]
         rows.append((self._word(p, col.P_CPU_HW + col.U_CPU_CONTEXT), _CONTEXT))
         for number in range(self._word(p, col.P_NR_TOOLS)):

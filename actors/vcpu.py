@@ -1,4 +1,4 @@
-"""A guest's virtual CPU as an actor: it is resumed or let go by its physical CPU, and says what the guest does next."""
+"""A virtual CPU as an actor: its physical CPU resumes it or lets it go, and it says what comes next."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ class VcpuRows(Message):
 class VCpu:
     """A vCPU: owns the rows of its guest while they are at home.
 
-    Takes `Resume` and `Go` and emits `Retired`: message mode. Otherwise takes `WantRows` and emits `VcpuRows`, and takes them back.
+    In message mode it takes `Resume` and `Go` and emits `Retired`; otherwise it takes `WantRows`, emits
+    `VcpuRows` and takes them back. It has no task of its own.
 
     Parameters
     ----------

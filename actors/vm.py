@@ -16,7 +16,8 @@ MAILBOX = 4
 class Vm:
     """Owns the vCPUs of a virtual machine that live in this process.
 
-    Takes what is for one of them and hands it on; emits what they emit. It stops when their mailboxes are closed.
+    Takes what is for one of them and hands it on; emits what they emit. It stops when their mailboxes are
+    closed.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Messages of actors as frames, and back: what each kind of frame carries (`docs/protocol.md`).
 
-A result and a PMI that come together are two frames, ACCESS_DONE and PMI, and one message; so are RETIRED and ACCESS.
+A result and a PMI that come together are two frames, ACCESS_DONE and PMI, and one message; so are RETIRED and
+ACCESS.
 """
 
 from __future__ import annotations

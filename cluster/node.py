@@ -1,4 +1,4 @@
-"""Runs a machine over several processes: what a rank is told, what it plays, and how their results become one.
+"""Runs a machine over several processes: what a rank is told, what it plays, how their results become one.
 
 Every rank gets the same machine and plays its role in it; at the end each hands in the rows that it owns.
 """
@@ -52,9 +52,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What a rank hands in: its rows as a ROWS payload, its action histograms, and how many frames it sent of each
-    kind that actors talk in.
-    """
+    """What a rank hands in: its rows as a ROWS payload, its action histograms, its actors' frames."""
 
     rows: bytes
     stats: bytes
@@ -173,11 +171,11 @@ class _Home:
             raise RemoteProtocolError("a clock of more than one word")
         (self._clocks[frame.header.source_rank],) = frame.record()
         if self._on_progress is not None:
-            self._on_progress(min(clock for clock in self._clocks.values() if clock))
+            self._on_progress(min((clock for clock in self._clocks.values() if clock), default=0))
 
     def hand_over(self, on_records: OnRecords) -> None:
-        """Hand all records over, in the order of (time, actor, sequence), which is a function of the run alone."""
-        records = sort_records(np.concatenate(self._records)) if self._records else []
+        """Hand all records over in the order of time, actor and sequence: a function of the run alone."""
+        records = sort_records(np.concatenate([np.empty((0, RECORD_WORDS), np.uint64), *self._records]))
         self._records.clear()
         for first in range(0, len(records), BATCH):
             on_records(records[first : first + BATCH])

@@ -1,4 +1,4 @@
-"""Who does what in each rank of a run: a pure function of the machine, the number of ranks and the placement."""
+"""Who does what in each rank of a run: a pure function of the machine, the ranks and the placement."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _actors_of(machine: Machine, host: HostEntry) -> HostActors:
 def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Roles:
     """Return the roles of a run.
 
-    Under `packed` a vCPU lives where its physical CPU does and moves with it. Message mode always keeps the roles apart.
+    Under `packed` a vCPU lives where its physical CPU does and moves with it. Message mode always keeps the
+    roles apart.
 
     Parameters
     ----------

@@ -36,8 +36,8 @@ RECORDS_PER_FRAME = 1 << 12
 class Seat:
     """A rank: owns its copy of the arena, the actors with rows in it, and the order in which both are served.
 
-    Takes frames from the hub's task and answers them there at once; long work is done in turns by `run`. It ends when every
-    physical CPU of the run is at the end.
+    Takes frames from the hub's task and answers them there at once; long work is done in turns by `run`. It
+    ends when every physical CPU of the run is at the end.
 
     Parameters
     ----------

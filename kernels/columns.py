@@ -155,11 +155,15 @@ CPU_HW_COLUMNS: Final = _row.width()
 
 # --- Queue of micro-operations (ring) -----------------------------------------------------------------------
 QUEUE_SIZE: Final = 64
+NMI_QUEUE_SIZE: Final = 16
 _row = Row()
 Q_HEAD = _row.word()
 Q_COUNT = _row.word()
+Q_CUT = _row.word()
+"""QUEUE_SIZE less the size of this ring: 0, or for the queue of the NMI handler 48."""
 Q_OPS = _row.words(2 * QUEUE_SIZE)
 QUEUE_COLUMNS: Final = _row.width()
+NMI_QUEUE_COLUMNS: Final = QUEUE_COLUMNS - 2 * (QUEUE_SIZE - NMI_QUEUE_SIZE)
 
 # --- perf event ---------------------------------------------------------------------------------------------
 _row = Row()
@@ -382,7 +386,7 @@ V_REQS = _row.words(REQUESTS)
 V_NR_EVENTS = _row.word()
 V_CONTEXT = _row.word()
 V_EVENTS = _row.word()
-"""Offset of the SLOTS event rows that back this vCPU's vPMCs."""
+"""Offset of the event rows that back this vCPU's vPMCs, V_NR_GP + V_NR_FIXED of them."""
 V_VERSION = _row.word()
 V_NR_GP = _row.word()
 V_NR_FIXED = _row.word()
@@ -549,7 +553,7 @@ T_SEEN = _row.words(SLOTS)
 """T_COUNT when the vPMC was last read."""
 G_CPU_HW = _row.words(CPU_HW_COLUMNS)
 G_QUEUE = _row.words(QUEUE_COLUMNS)
-G_NMI_QUEUE = _row.words(QUEUE_COLUMNS)
+G_NMI_QUEUE = _row.words(NMI_QUEUE_COLUMNS)
 GUEST_COLUMNS: Final = _row.width()
 
 W_KIND: Final = U64(0)

@@ -1,7 +1,7 @@
 """The kernels of a run over several processes: each side of every call that leaves a physical CPU as a stop.
 
-What an actor does when it is asked, and how a physical CPU goes on with the answer. The rows of either side may live in
-different processes; what the other side has to know is in the message.
+What an actor does when it is asked, and how a physical CPU goes on with the answer. The rows of either side
+may live in different processes; what the other side has to know is in the message.
 """
 
 import numpy as np

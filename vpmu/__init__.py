@@ -10,6 +10,12 @@ public face and loads nothing until a name is used::
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vpmu.execution import run
+    from vpmu.results import RunResult
+    from vpmu.scenario import Scenario, load_scenario
 
 __version__ = "0.1.0"
 

@@ -76,6 +76,8 @@ _GUEST_COSTS: Final = {
 _MAX_SAMPLE_RATE: Final = 100_000
 _SAMPLE_ALLOWED_NS: Final = 2_500
 _NATIVE: Final = "native"
+_NR_GP: Final = 4
+_NR_FIXED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,11 @@ class Builder:
         system = int(self._has_watchdog(placed)) + sum(
             self._nr_events(t.events) for t in self._own_tools(placed)
         )
-        return col.SLOTS + own + system
+        return self._nr_gp(placed) + _NR_FIXED + own + system
+
+    def _nr_gp(self, placed: _Placed) -> int:
+        """Return how many general-purpose counters a vCPU has; on bare hardware it has the host's."""
+        return self.scenario.hosts[placed.host].gp_counters if self.native else _NR_GP
 
     def _has_watchdog(self, placed: _Placed) -> bool:
         """Return whether the system in a vCPU has an NMI watchdog; on bare hardware it is the host's."""
@@ -406,9 +412,9 @@ class Builder:
         host = self.scenario.hosts[placed.host]
         v = self._take(self.vcpu_rows)
         g = self._take(self.guest_rows)
-        nr_gp = host.gp_counters if self.native else 4
-        events = self._take(self.event_rows, col.SLOTS)
-        for slot in range(col.SLOTS):
+        nr_gp = self._nr_gp(placed)
+        events = self._take(self.event_rows, nr_gp + _NR_FIXED)
+        for slot in range(nr_gp + _NR_FIXED):
             self._set(events + slot * col.EVENT_COLUMNS, E_STATE=int(col.EVENT_DEAD), E_SLOT=int(col.NO_SLOT))
         valid = ((1 << nr_gp) - 1) | (7 << 32)
         self._set(
@@ -422,7 +428,7 @@ class Builder:
             V_CONTEXT=self._take(self.context_rows),
             V_VERSION=2,
             V_NR_GP=nr_gp,
-            V_NR_FIXED=3,
+            V_NR_FIXED=_NR_FIXED,
             V_MASK=(1 << 48) - 1,
             V_GLOBAL_VALID=valid,
             V_LVTPC=int(LVT_MASKED),
@@ -476,6 +482,7 @@ class Builder:
         context = self._take(self.context_rows)
         nr_gp = int(self.s[v + int(col.V_NR_GP)])
         queue = g + int(col.G_QUEUE)
+        self._set(g + int(col.G_NMI_QUEUE), Q_CUT=col.QUEUE_SIZE - col.NMI_QUEUE_SIZE)
         self._fill_cpu_hw(u, nr_gp, full_width=self.native, tick_ns=tick_ns, context=context, queue=queue)
         # The guest's perf has been on before: a tool's child is switched in, its events off, before it runs.
         self._set(u, U_ENABLED=1)

@@ -19,11 +19,12 @@ _HEADER = '''"""Generated: calls the design whose number is in the run's row."""
 import numpy as np
 
 from vpmu.kernels.columns import R_DESIGN
-from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.jit import U64, Arena, inlined, kernel
 
 Result = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 
 '''
+_ON_EVERY_ACCESS = ("vm_entry", "vm_exit")
 _PARAMETERS = "s, v, p, index, value, now"
 _ANNOTATED = "s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64"
 
@@ -39,7 +40,7 @@ def source(names: list[str]) -> str:
         lines += [
             "",
             "",
-            "@kernel",
+            "@inlined" if function in _ON_EVERY_ACCESS else "@kernel",
             f"def {function}({_ANNOTATED}) -> Result:",
             '    """Call the run\'s design."""',
         ]

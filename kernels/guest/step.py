@@ -53,7 +53,7 @@ from vpmu.kernels.guest.sessions import close_session
 from vpmu.kernels.guest.threads import THREAD_REPLAY, end_of_work
 from vpmu.kernels.guest.truth import truth_read, truth_still, truth_write
 from vpmu.kernels.integers import U0, U1, U2, U8, U16
-from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.log import RECORD_ACCESS, head_word, keeps, log_record, mix
 from vpmu.kernels.msr import FIXED_CTR0, FULL_PMC0, PMC0, RDPMC_FIXED
 from vpmu.kernels.perf.interrupt import (
@@ -97,7 +97,7 @@ REPLAY_WORDS = U64(3)
 _LOG_MARGIN = U64(128)
 
 
-@kernel
+@inlined
 def guest_poll(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> np.uint64:
     """Advance the guest to its next access, or to code that takes time.
 
@@ -152,7 +152,7 @@ def guest_poll(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> np.uint64:
                 end_of_work(s, g, now)
 
 
-@kernel
+@inlined
 def guest_resume(
     s: Arena,
     log: Arena,

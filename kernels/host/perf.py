@@ -20,6 +20,7 @@ from vpmu.kernels.columns import (
     EVENT_ACTIVE,
     EVENT_COLUMNS,
     EVENT_DEAD,
+    FIXED_SLOT,
     FLAG_EXCLUDE_HOST,
     FLAG_PINNED,
     FLAG_SAMPLING,
@@ -55,6 +56,7 @@ from vpmu.kernels.columns import (
     U_OVERFLOWED,
     V_CONTEXT,
     V_EVENTS,
+    V_NR_GP,
 )
 from vpmu.kernels.costs import (
     COST_HW_LVT,
@@ -158,6 +160,8 @@ def run_queue(s: Arena, p: np.uint64) -> np.uint64:
 @kernel
 def event_of(s: Arena, v: np.uint64, slot: np.uint64) -> np.uint64:
     """Return the offset of the event row that backs a vPMC."""
+    if slot >= FIXED_SLOT:
+        slot -= FIXED_SLOT - s[v + V_NR_GP]
     return s[v + V_EVENTS] + slot * _EVENT
 
 
@@ -309,6 +313,9 @@ def _results(s: Arena, p: np.uint64, u: np.uint64, v: np.uint64, call: np.uint64
         s[p + P_CALL_VALUE] = s[event_of(s, v, s[p + P_CALL_SLOT]) + E_COUNT]
     if call <= CALL_TASK_IN:
         for i in range(_SLOTS):
-            e = event_of(s, v, U64(i))
-            active = s[e + E_STATE] == EVENT_ACTIVE
-            s[p + P_GRANT + U64(i)] = s[e + E_SLOT] if active else NO_SLOT
+            slot = U64(i)
+            s[p + P_GRANT + slot] = NO_SLOT
+            if slot < s[v + V_NR_GP] or slot >= FIXED_SLOT:
+                e = event_of(s, v, slot)
+                if s[e + E_STATE] == EVENT_ACTIVE:
+                    s[p + P_GRANT + slot] = s[e + E_SLOT]

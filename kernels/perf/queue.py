@@ -5,7 +5,7 @@ An operation is two words: code | argument << 8, and a value (for most: the offs
 
 import numpy as np
 
-from vpmu.kernels.columns import Q_COUNT, Q_HEAD, Q_OPS, QUEUE_SIZE
+from vpmu.kernels.columns import Q_COUNT, Q_CUT, Q_HEAD, Q_OPS, QUEUE_SIZE
 from vpmu.kernels.jit import U64, Arena, kernel
 
 OP_NONE = U64(0)
@@ -53,7 +53,7 @@ def emit(s: Arena, q: np.uint64, code: np.uint64, argument: np.uint64, value: np
     code, argument, value : uint64
         The operation.
     """
-    at = q + Q_OPS + (((s[q + Q_HEAD] + s[q + Q_COUNT]) & _RING) << _ONE)
+    at = q + Q_OPS + (((s[q + Q_HEAD] + s[q + Q_COUNT]) & (_RING - s[q + Q_CUT])) << _ONE)
     s[at] = code | (argument << _EIGHT)
     s[at + _ONE] = value
     s[q + Q_COUNT] += _ONE
@@ -65,6 +65,6 @@ def pop(s: Arena, q: np.uint64) -> tuple[np.uint64, np.uint64, np.uint64]:
     head = s[q + Q_HEAD]
     at = q + Q_OPS + (head << _ONE)
     word = s[at]
-    s[q + Q_HEAD] = (head + _ONE) & _RING
+    s[q + Q_HEAD] = (head + _ONE) & (_RING - s[q + Q_CUT])
     s[q + Q_COUNT] -= _ONE
     return word & _CODE, word >> _EIGHT, s[at + _ONE]

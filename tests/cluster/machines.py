@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import trio
@@ -80,7 +81,7 @@ stop = "21 ms"
 def scenario_text(
     seed: int, until: str, hosts: list[tuple[int, int, int]], *, watchdog: bool = False, tool: bool = False
 ) -> str:
-    """Return a scenario; a host is (physical CPUs, VMs pinned to the first, floating VMs), every other VM records."""
+    """Return a scenario; a host is (CPUs, VMs pinned to the first, floating VMs), every other VM records."""
     parts = [HEAD.format(seed=seed, until=until)]
     for number, (cpus, pinned, floating) in enumerate(hosts):
         host = f"host{number}"
@@ -127,7 +128,7 @@ def run_here(machine: Machine):
     return sort_records(np.concatenate(records))
 
 
-async def run_in_threads(machine: Machine, **choices):
+async def run_in_threads(machine: Machine, **choices: Any):
     """Run a machine over ranks that are threads; return the outcome and the records."""
     records = [np.empty((0, 8), np.uint64)]
     with trio.fail_after(120):

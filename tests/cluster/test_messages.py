@@ -1,5 +1,8 @@
 """Message mode against the fast path: the same bytes, with every access, call and PMI on the wire."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from tests.cluster.machines import (
@@ -18,16 +21,15 @@ from vpmu.actors.machine import Machine
 from vpmu.cluster.node import WorkersOutcome, run_machine_on_workers
 from vpmu.kernels import columns as col
 from vpmu.kernels.guest.step import GUEST_ACCESS
+from vpmu.kernels.jit import Arena
 from vpmu.kernels.log import RECORD_ACCESS
 
 DESIGNS = ("legacy", "optimized", "native")
-ACCESSES = 2_500
+ACCESSES = 3_400
 
 
-def cut(make: "type[Machine] | object", accesses: int) -> int:
+def cut(machine: Machine, accesses: int) -> int:
     """Return the time at which a machine has had so many accesses, or its end."""
-    assert callable(make)
-    machine = make()
     seen = 0
     for records in steps(machine):
         times = records[(records[:, 0] & 0xFF) == RECORD_ACCESS, 1]
@@ -57,7 +59,7 @@ def check_frames(machine: Machine, outcome: WorkersOutcome):
     assert frames.get("RESERVE", 0) == frames.get("RESERVED", 0)
 
 
-async def check_same(make, **choices):
+async def check_same(make: Callable[[], Machine], **choices: Any):
     """A run over several processes ends as one in this process does."""
     expected = make()
     records = run_here(expected)
@@ -75,7 +77,7 @@ async def test_the_examples_cut_short(example: str, design: str):
         machine.until_ns = until
         return machine
 
-    until = cut(lambda: example_machine(example, design), ACCESSES)
+    until = cut(example_machine(example, design), ACCESSES)
     await check_same(make, workers=3)
 
 
@@ -85,12 +87,12 @@ async def test_the_examples_cut_short(example: str, design: str):
 async def test_the_whole_examples(example: str, design: str):
     machine = example_machine(example, design)
     records = run_here(machine)
-    theirs = []
+    theirs: list[Arena] = []
     outcome = await run_machine_on_workers(
         example_machine(example, design), workers=3, messages=True, on_records=theirs.append
     )
     assert differences(machine, outcome) == []
-    assert sum(map(len, theirs)) == len(records)
+    assert sum(len(batch) for batch in theirs) == len(records)
     check_frames(machine, outcome)
 
 
@@ -105,7 +107,9 @@ async def test_the_whole_examples(example: str, design: str):
         (4, [(2, 2, 3)], True, True),
     ],
 )
-async def test_small_machines(design: str, workers: int, hosts, watchdog: bool, tool: bool):
+async def test_small_machines(
+    design: str, workers: int, hosts: list[tuple[int, int, int]], watchdog: bool, tool: bool
+):
     text = scenario_text(workers, "18 ms", hosts, watchdog=watchdog, tool=tool)
     await check_same(lambda: machine_of(text, design), workers=workers)
 

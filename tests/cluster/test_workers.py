@@ -57,9 +57,7 @@ async def test_two_processes():
     expected = small("watchdog", "legacy")
     run_here(expected)
     clocks: list[int] = []
-    outcome = await run_machine_on_workers(
-        small("watchdog", "legacy"), workers=2, on_progress=clocks.append
-    )
+    outcome = await run_machine_on_workers(small("watchdog", "legacy"), workers=2, on_progress=clocks.append)
     assert differences(expected, outcome) == []
     assert outcome.arena[col.R_ACCESSES] == expected.arena[col.R_ACCESSES] > 0
 
@@ -81,7 +79,7 @@ async def test_an_observer_gets_a_moving_vcpu_in_order_and_complete():
 async def test_a_rank_that_fails_is_named():
     machine = small("one host", "optimized")
     machine.regions.pop("action")
-    with pytest.raises(GangError, match="rank 0 failed: KeyError: 'action'|rank 1 failed: KeyError: 'action'"):
+    with pytest.raises(GangError, match=r"rank [01] failed: KeyError: 'action'"):
         await run_in_threads(machine, workers=2)
 
 

@@ -1,8 +1,8 @@
-"""The guest driver's access sequences, access by access: Linux 5.0, four GP counters, three fixed (pmu-facts section C).
+"""The guest driver's access sequences, access by access: Linux 5.0, four GP counters, three fixed.
 
-A line is ``W``, ``R`` or ``P`` (RDPMC), the register in hex, and the word; ``L`` is a write of LVTPC. What a counter
-read is named, so that later lines can use it. Registers: C1+i PMCi, 186+i EVENTSELi, 30A FIXED_CTR1, 38D FIXED_CTR_CTRL,
-38E GLOBAL_STATUS, 38F GLOBAL_CTRL, 390 GLOBAL_OVF_CTRL.
+A line is ``W``, ``R`` or ``P`` (RDPMC), the register in hex, and the word; ``L`` is a write of LVTPC. What a
+counter read is named, so that later lines can use it. Registers: C1+i PMCi, 186+i EVENTSELi, 30A FIXED_CTR1,
+38D FIXED_CTR_CTRL, 38E GLOBAL_STATUS, 38F GLOBAL_CTRL, 390 GLOBAL_OVF_CTRL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ ALL = "70000000F"
 LVTPC = 0x834
 OPERATIONS = {1: "R", 2: "W", 3: "P"}
 
-# branches is event C4 umask 0, dTLB-load-misses event 08 umask 1; with USR | OS | INT = 0x130000 and EN = 0x400000.
+# branches is event C4 umask 0, dTLB-load-misses event 08 umask 1; with USR | OS | INT = 0x130000 and EN =
+# 0x400000.
 # cpu-cycles is on FIXED_CTR1: field PMI | USR | OS = 0xB, shifted by four.
 START = [
     "W 38F 0",
@@ -113,14 +114,16 @@ def expect(
 
 
 def sections(found: list[tuple[str, str, int]]) -> list[list[tuple[str, str, int]]]:
-    """Cut accesses at each write of 0 to GLOBAL_CTRL, with which every sequence but a read begins; drop the last, cut off at the end."""
+    """Cut accesses at each write of 0 to GLOBAL_CTRL, with which every sequence but a read begins; drop the
+    last, cut off at the end."""
     starts = [i for i, access in enumerate(found) if access == ("W", "38F", 0)]
     return [found[a:b] for a, b in pairwise(starts)]
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_start_switch_out_and_in(design: str) -> None:
-    """C.1 to C.3, C.7: 10, 9 and 10 exits; the rest of a period is carried over, so a counter goes on where it was read."""
+    """C.1 to C.3, C.7: 10, 9 and 10 exits; the rest of a period is carried over, so a counter goes on where
+    it was read."""
     found = lines(guest(STAT, sleeper=True), design)
     expect(found[:10], START)
     rest = sections(found[10:])
@@ -145,7 +148,8 @@ def test_interval_reads_one_rdpmc_per_active_event(design: str) -> None:
     [("branches", "C1", "0", "1"), ("cpu-cycles", "30A", "40000001", "200000000")],
 )
 def test_pmi_of_one_counter(design: str, event: str, counter: str, index: str, status: str) -> None:
-    """C.5: W 4, R 2, P 1, L 1. The counter read says how far it ran past zero: the next period is that much shorter."""
+    """C.5: W 4, R 2, P 1, L 1. The counter read says how far it ran past zero: the next period is that much
+    shorter."""
     pmi = [
         "W 38F 0",
         f"R 38E {status}",
@@ -191,7 +195,8 @@ def test_pmi_of_two_counters(design: str) -> None:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("event", ["branches", "cpu-cycles"])
 def test_throttled_event_is_stopped_in_its_pmi_and_started_at_the_next_tick(design: str, event: str) -> None:
-    """B.12, C.5: 400 samples in a tick at HZ=250; the last PMI stops the counter, the tick starts it as it is."""
+    """B.12, C.5: 400 samples in a tick at HZ=250; the last PMI stops the counter, the tick starts it as it
+    is."""
     table = guest([event], tool="record", period=3_000, work=40)
     table["host"][0]["noise"] = False
     found = sections(lines(table, design))
@@ -223,7 +228,8 @@ def test_record_by_frequency_begins_with_a_period_of_one(design: str) -> None:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("event", ["branches", "cpu-cycles"])
 def test_frequency_tick(design: str, event: str) -> None:
-    """C.6, C.7: fixed W 5, R 2, P 1; GP W 5, P 1. The rest of the period goes on, or begins anew if it is far too long."""
+    """C.6, C.7: fixed W 5, R 2, P 1; GP W 5, P 1. The rest of the period goes on, or begins anew if it is far
+    too long."""
     if event == "branches":
         tick = ["W 38F 0", "W 186 1300C4", "P 0 at", "W C1 =at", "W 186 5300C4", f"W 38F {ALL}"]
     else:
@@ -252,9 +258,9 @@ def test_frequency_tick(design: str, event: str) -> None:
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_rotation_moves_one_event_to_the_end(design: str) -> None:
-    """B.4, B.5: six events for four counters, the timer at 4 ms. The four that were on go out in their order; the first moves to
-    the end of the list, so 1, 2, 3, 4 come in. 1 to 3 would keep their counters, but 4 never had one: all four are placed anew,
-    in order, on 0 to 3.
+    """B.4, B.5: six events for four counters, the timer at 4 ms. The four that were on go out in their order;
+    the first moves to the end of the list, so 1, 2, 3, 4 come in. 1 to 3 would keep their counters, but 4
+    never had one: all four are placed anew, in order, on 0 to 3.
     """  # fmt: skip
     found = sections(lines(guest(["branches"] * 6), design))
     out = [line for i in range(4) for line in (f"W {0x186 + i:X} 1300C4", f"P {i} n{i}")]
@@ -265,7 +271,8 @@ def test_rotation_moves_one_event_to_the_end(design: str) -> None:
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_guest_watchdog_has_the_fixed_counter(design: str) -> None:
-    """C.7: the watchdog's pinned cycles are on FIXED_CTR1; the events that need a GP counter come first, cycles take what is left."""
+    """C.7: the watchdog's pinned cycles are on FIXED_CTR1; the events that need a GP counter come first,
+    cycles take what is left."""
     table = guest(STAT, start="5 ms", sleeper=True)
     table["vm"][0]["watchdog"] = True
     found = sections(lines(table, design))

@@ -5,13 +5,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.processes import untraced
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "add-a-design.md"
 PAUSES = ROOT / "examples" / "designs" / "pauses.toml"
 DESIGNS = ["optimized", "keep", "native"]
+Summary = dict[str, Any]
 
 
 def design_of_the_guide() -> str:
@@ -23,11 +27,13 @@ def design_of_the_guide() -> str:
 
 def vpmu(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vpmu.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=untraced(), check=False, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Summary]:
     """What `vpmu run` printed, and its summary.json, with the guide's design in an empty directory."""
     directory = tmp_path_factory.mktemp("design")
     (directory / "keep.py").write_text(design_of_the_guide())
@@ -41,7 +47,7 @@ def test_the_guide_shows_the_example():
     assert design_of_the_guide() == (ROOT / "examples" / "designs" / "keep.py").read_text()
 
 
-def test_it_has_every_table_that_the_built_in_designs_have(run: tuple[str, dict]):
+def test_it_has_every_table_that_the_built_in_designs_have(run: tuple[str, Summary]):
     printed, _ = run
     titles = {
         name: re.findall(rf"^\s*{name}: (.*?)\s*$", printed, re.MULTILINE) for name in ("optimized", "keep")
@@ -52,7 +58,7 @@ def test_it_has_every_table_that_the_built_in_designs_have(run: tuple[str, dict]
     assert re.search(r"^\s*what\s+optimized\s+keep\s+native\s*$", comparison, re.MULTILINE)
 
 
-def test_it_is_in_the_results_like_any_other(run: tuple[str, dict]):
+def test_it_is_in_the_results_like_any_other(run: tuple[str, Summary]):
     _, summary = run
     assert list(summary["designs"]) == DESIGNS
     assert len({result["digest"] for result in summary["designs"].values()}) == 3
@@ -60,7 +66,7 @@ def test_it_is_in_the_results_like_any_other(run: tuple[str, dict]):
         assert all(row["count"] == row["truth"] > 0 for row in result["counters"])
 
 
-def test_it_does_what_the_guide_says(run: tuple[str, dict]):
+def test_it_does_what_the_guide_says(run: tuple[str, Summary]):
     _, summary = run
     reservations = [summary["designs"][name]["host"]["reservations"] for name in DESIGNS]
     # A session begins twice; what is released in between is reserved anew. On bare hardware nobody asks.

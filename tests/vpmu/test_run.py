@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_program_and_the_kernel_paths(stat_run: RunResul
 
 
 def test_a_switch_of_a_measured_thread_makes_the_accesses_of_the_driver(stat_run: RunResult):
-    # pmu-facts C.2, C.3: out and in together 2 enables, 2 disables, 4 fixed_ctrl, 4 eventsel, 3 rdpmc, 3 counters.
+    # Switched out and in together 2 enables, 2 disables, 4 fixed_ctrl, 4 eventsel, 3 rdpmc, 3 counters.
     for result in stat_run.designs.values():
         pairs = action(result, "sched_in")
         assert action(result, "sched_out") == pairs

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.processes import untraced
 from vpmu.harness import DriveError, GeneralProtection, Host, Vcpu
 from vpmu.testing import assert_counts, assert_latency, assert_pmis, run_scenario
 
@@ -30,10 +32,16 @@ async def count(vcpu: Vcpu, event: int = INSTRUCTIONS) -> None:
     await vcpu.wrmsr(GLOBAL_CTRL, 1)
 
 
+def user_pytest(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest as a user does, without this project's configuration."""
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", "-q", *arguments]
+    return subprocess.run(
+        command, cwd=directory, env=untraced(), check=False, capture_output=True, text=True, timeout=600
+    )
+
+
 def test_the_example_runs_as_a_user_runs_it():
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", "-q", "."]
-    directory = ROOT / "examples" / "testing"
-    done = subprocess.run(command, cwd=directory, check=False, capture_output=True, text=True, timeout=300)
+    done = user_pytest(ROOT / "examples" / "testing", ".")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 passed" in done.stdout
 
@@ -250,6 +258,13 @@ async def test_assertions_on_a_whole_run():
         assert_counts(result)
 
 
+async def test_a_scenario_may_be_a_table():
+    table = tomllib.loads(PAUSES.read_text())
+    by_table = await run_scenario(table, design="native", overrides=["until=20 ms"])
+    by_file = await run_scenario(PAUSES, design="native", overrides=["until=20 ms"])
+    assert by_table.digest == by_file.digest
+
+
 async def test_assertions_on_a_vcpu(vpmu_vcpu: Vcpu):
     await vpmu_vcpu.rdmsr(GLOBAL_CTRL)
     assert_latency(vpmu_vcpu, "rdmsr", max_ns=vpmu_vcpu.last_cost_ns)
@@ -264,11 +279,8 @@ def test_a_design_of_one_file_is_for_tests_too(tmp_path: Path):
     design.write_text((ROOT / "examples" / "designs" / "keep.py").read_text())
     test = tmp_path / "test_it.py"
     test.write_text("def test_it(vpmu_host):\n    assert vpmu_host('throwaway').design == 'throwaway'\n")
-    base = [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", "-q", str(test)]
-    command = [*base, "--vpmu-design", str(design)]
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300)
+    done = user_pytest(tmp_path, str(test), "--vpmu-design", str(design))
     assert done.returncode == 0, done.stdout + done.stderr
-    command = [*base, "--vpmu-design", str(tmp_path / "absent.py")]
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300)
+    done = user_pytest(tmp_path, str(test), "--vpmu-design", "absent.py")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "--vpmu-design: no design file" in done.stderr
+    assert "--vpmu-design: no design file absent.py" in done.stderr

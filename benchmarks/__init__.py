@@ -1,0 +1,1 @@
+"""What `make bench` measures: accesses, a fleet, the hub, memory, start-up."""
