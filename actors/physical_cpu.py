@@ -276,7 +276,10 @@ class PhysicalCpus:
         going = self._word(p, P_ASK) == _GO
         if going != (message.watch is not None):
             raise UnexpectedMessage(f"physical_cpu {pcpu.index} got the answer to another question")
-        g = self._word(self._word(p, P_CURRENT), V_GUEST)
+        v = self._word(p, P_CURRENT)
+        if message.source.index != self._word(v, V_ID):
+            raise UnexpectedMessage(f"{message.source} answers for vcpu {self._word(v, V_ID)}")
+        g = self._word(v, V_GUEST)
         s[g + int(G_TIMER_AT)] = message.timer_at_ns
         if message.access is not None:
             s[g + int(G_OPERATION)] = message.access.operation

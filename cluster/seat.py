@@ -103,6 +103,8 @@ class Seat:
         if message is None:
             return
         to = self._reader.address(frame.header.destination_actor)
+        if self._roles.rank_of.get(message.source) != frame.header.source_rank:
+            raise RemoteProtocolError(f"speaks for {message.source}, which does not live there")
         try:
             effects = self._handle(to, message)
         except UnexpectedMessage as error:

@@ -332,7 +332,8 @@ HW_ARMED = _row.word()
 HW_ACTIVE = _row.word()
 """Bit per slot: enabled by its own control and by GLOBAL_CTRL."""
 HW_HOST_CTRL = _row.word()
-"""GLOBAL_CTRL while the host runs."""
+"""GLOBAL_CTRL while the host runs, and the slots that it lets count."""
+HW_HOST_SLOTS = _row.word()
 HW_GUEST_CTRL = _row.word()
 """GLOBAL_CTRL that host perf wants loaded at VM entry."""
 HW_PMI = _row.word()

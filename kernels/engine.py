@@ -471,7 +471,7 @@ def _host_pmi(s: Arena, p: np.uint64, v: np.uint64) -> None:
         s[p + HW_LVTPC] = LVT_NMI
         deliver_pmi(s, v, p, slots, U0, now)
     spend(s, p, CAUSE_PMI, ns)
-    if s[p + HW_GLOBAL_STATUS] != U0 or owned == U0:
+    if s[p + HW_GLOBAL_STATUS] != U0:
         begin_call(s, p, CALL_PMI, v, U0)
 
 
@@ -556,8 +556,6 @@ def _access(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64) -> bool:
     else:
         outcome, value, ns, stop = rdpmc(s, v, p, register, U0, now)
     spend(s, p, CAUSE_ACCESSES, ns)
-    s[v + V_OPERATION] = operation
-    s[v + V_REGISTER] = register
     s[v + V_OUTCOME] = outcome
     s[v + V_VALUE] = value
     s[v + V_COMPLETE] = U1
@@ -565,6 +563,8 @@ def _access(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64) -> bool:
     if not intercepts:
         return True
     if (stop | s[p + HW_PMI] | s[p + P_TICKED] | s[p + P_RESCHED]) != U0:
+        s[v + V_OPERATION] = operation
+        s[v + V_REGISTER] = register
         return False
     _enter(s, p, v)
     return True

@@ -10,11 +10,15 @@ import numpy as np
 from vpmu.kernels.columns import (
     FIXED_SLOT,
     FLAG_HELD,
+    HW_ACTIVE,
+    HW_ARMED,
     HW_COUNTER,
     HW_FIXED_CTRL,
+    HW_GLOBAL_CTRL,
     HW_GLOBAL_STATUS,
     HW_GUEST_CTRL,
     HW_HOST_CTRL,
+    HW_HOST_SLOTS,
     HW_NR_FIXED,
     HW_NR_GP,
     NO_SLOT,
@@ -23,7 +27,6 @@ from vpmu.kernels.columns import (
     P_CALL_VALUE,
     P_GRANT,
     SLOTS,
-    V_CALL,
     V_COUNTER,
     V_EVENTSEL,
     V_FIXED_CTRL,
@@ -80,7 +83,7 @@ from vpmu.kernels.events import constraint_mask
 from vpmu.kernels.hardware import GP, OK, hw_eventsel, hw_fixed_ctrl, hw_global, slots_of
 from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE, CALL_UPDATE
 from vpmu.kernels.integers import U0, U1, U2, U3, U8, lowest_bit, sign_extend32
-from vpmu.kernels.jit import U64, Arena, kernel
+from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.msr import EVENTSEL_EN, FIXED_PMI, LVT_MASKED
 from vpmu.kernels.perf.schedule import fixed_field, slot_bit
 
@@ -322,8 +325,12 @@ def _global_ctrl(s: Arena, v: np.uint64, value: np.uint64, now: np.uint64) -> No
     changed = slots_of(s[v + V_GLOBAL_CTRL] ^ value)
     enabled = slots_of(value)
     s[v + V_GLOBAL_CTRL] = value
-    s[v + V_USED] |= changed & enabled & _locally_enabled_slots(s, v)
-    changed &= ~s[v + _SERVED]
+    begin = changed & enabled
+    if begin != U0:
+        begin &= _locally_enabled_slots(s, v)
+        s[v + V_USED] |= begin
+    # One that stands still has an event, and one that wants a counter begins.
+    changed &= (s[v + V_HAS_EVENT] | begin) & ~s[v + _SERVED]
     while changed != U0:
         slot = lowest_bit(changed)
         changed &= changed - U1
@@ -475,8 +482,7 @@ def sched_in(
         else:
             request(s, v, CALL_RELEASE, slot)
     s[v + V_USED] = U0
-    if s[v + V_REQ_COUNT] != U0 or s[v + V_CALL] != U0:
-        # Host perf has more to do first: perf_done() loads the counters.
+    if s[v + V_REQ_COUNT] != U0:
         return OK, U0, U0, STOP_PERF
     return OK, U0, _load(s, v, p, now), STOP_NONE
 
@@ -489,7 +495,7 @@ def sched_out(
     return OK, U0, _unload(s, v, p), STOP_NONE
 
 
-@kernel
+@inlined
 def vm_entry(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
@@ -508,12 +514,13 @@ def vm_entry(
     return OK, U1, ns + vcpu_cost(s, v, COST_INJECT), STOP_NONE
 
 
-@kernel
+@inlined
 def vm_exit(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
     """Leave the guest: its counters stop, the host's are on."""
-    hw_global(s, p, s[p + HW_HOST_CTRL])
+    s[p + HW_GLOBAL_CTRL] = s[p + HW_HOST_CTRL]
+    s[p + HW_ACTIVE] = s[p + HW_ARMED] & s[p + HW_HOST_SLOTS]
     return OK, U0, vcpu_cost(s, v, COST_EXIT), STOP_NONE
 
 

@@ -211,13 +211,12 @@ def _switched_in(s: Arena, log: Arena, g: np.uint64, now: np.uint64, done: bool)
         # The tick was off while the guest was idle.
         period = s[g + G_TICK_NS]
         s[g + G_TICK_AT] += ((now - s[g + G_TICK_AT]) // period + U1) * period
+    set_timer(s, g)
     _note(s, log, g, RECORD_SWITCH, now, identity, U0)
     if thread == U0:
         task_in(s, g + G_CPU_HW, U0, now)
-        set_timer(s, g)
         return
     task_in(s, g + G_CPU_HW, s[thread + TH_CONTEXT], now)
-    set_timer(s, g)
     if _has_events(s, thread):
         emit(s, g + G_QUEUE, OP_CALL, CALL_SWITCHED_IN, U1)
 

@@ -8,7 +8,7 @@ import numpy as np
 from vpmu.kernels.columns import (
     HW_ARMED,
     HW_CPL,
-    HW_HOST_CTRL,
+    HW_HOST_SLOTS,
     HW_KIND,
     P_BUS_RATE,
     P_CAUSES,
@@ -32,7 +32,7 @@ from vpmu.kernels.columns import (
 )
 from vpmu.kernels.costs import C_BASE, C_MEDIAN, C_SPREAD, COST_COLUMNS, COST_HOST_IRQ, draw_cost
 from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES
-from vpmu.kernels.hardware import hw_count, slots_of
+from vpmu.kernels.hardware import hw_count
 from vpmu.kernels.integers import NEVER, U0, U1, lowest_bit, rate_at
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.program import program_count, program_seek
@@ -144,7 +144,7 @@ def host_active(s: Arena, p: np.uint64) -> np.uint64:
 
     Between the load of a guest's GLOBAL_CTRL and the guest the host's value still holds.
     """
-    return s[p + HW_ARMED] & slots_of(s[p + HW_HOST_CTRL])
+    return s[p + HW_ARMED] & s[p + HW_HOST_SLOTS]
 
 
 @kernel

@@ -28,6 +28,7 @@ from vpmu.kernels.columns import (
     HW_GLOBAL_CTRL,
     HW_GUEST_CTRL,
     HW_HOST_CTRL,
+    HW_HOST_SLOTS,
     HW_PMI,
     NO_SLOT,
     P_CALL,
@@ -52,7 +53,6 @@ from vpmu.kernels.columns import (
     U_ALL,
     U_CPU_CONTEXT,
     U_HOST_MASK,
-    U_MAX_PERIOD,
     U_OVERFLOWED,
     V_CONTEXT,
     V_EVENTS,
@@ -70,7 +70,7 @@ from vpmu.kernels.costs import (
     COST_PERF_EVENT_UPDATE,
     COST_PERF_SCHED,
 )
-from vpmu.kernels.hardware import hw_rdpmc, hw_read, hw_write
+from vpmu.kernels.hardware import hw_rdpmc, hw_read, hw_write, slots_of
 from vpmu.kernels.host.clock import pcpu_cost
 from vpmu.kernels.integers import U0, U1, U8
 from vpmu.kernels.jit import U64, Arena, kernel
@@ -175,7 +175,7 @@ def _create(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
     period = s[p + P_CALL_VALUE]
     if period != U0:
         s[e + E_FLAGS] |= FLAG_SAMPLING
-    s[e + E_PERIOD] = period if period != U0 else s[p + P_CPU_HW + U_MAX_PERIOD]
+    s[e + E_PERIOD] = period if period != U0 else U64(1) << U64(47)
     s[e + E_FREQUENCY] = U0
     s[e + E_COUNT] = U0
     s[e + E_INTERRUPTS] = U0
@@ -234,7 +234,7 @@ def _tool(s: Arena, p: np.uint64, tool: np.uint64, opens: bool) -> np.uint64:
                 pmu_enable(s, u)
             context_remove(s, c, e)
             s[e + E_STATE] = EVENT_DEAD
-            ns += pcpu_cost(s, p, COST_PERF_EVENT_RELEASE) + run_queue(s, p)
+            ns += pcpu_cost(s, p, COST_PERF_EVENT_RELEASE)
         e += _EVENT
     reschedule(s, u, c, pinned, now)
     s[tool + TO_STATE] += U1
@@ -306,6 +306,7 @@ def perf_call(s: Arena, p: np.uint64) -> None:
 def _results(s: Arena, p: np.uint64, u: np.uint64, v: np.uint64, call: np.uint64) -> None:
     """Write down what the caller gets: GLOBAL_CTRL values, a count, the counters granted."""
     s[p + HW_HOST_CTRL] = s[p + HW_GLOBAL_CTRL]
+    s[p + HW_HOST_SLOTS] = slots_of(s[p + HW_GLOBAL_CTRL])
     s[p + HW_GUEST_CTRL] = s[u + U_ALL] & ~s[u + U_HOST_MASK]
     if call == CALL_PMI:
         s[p + P_CALL_VALUE] = s[u + U_OVERFLOWED]

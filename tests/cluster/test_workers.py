@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+import trio
 
 from tests.cluster.machines import differences, machine_of, run_here, run_in_threads, scenario_text
+from tests.cluster.test_launcher import ThreadWorkers
+from vpmu.actors.local import run_machine
 from vpmu.actors.machine import Machine
 from vpmu.actors.messages import host_perf, physical_cpu, vcpu
 from vpmu.actors.observer import Observer
 from vpmu.actors.physical_cpu import Guests
 from vpmu.cluster.errors import GangError
-from vpmu.cluster.node import add_actions, run_machine_on_workers, sort_records
+from vpmu.cluster.launcher import run_gang
+from vpmu.cluster.node import _Home, add_actions, pack_part, run_machine_on_workers, sort_records
 from vpmu.cluster.roles import assign
 from vpmu.kernels import columns as col
 from vpmu.kernels.log import RECORD_ACCESS, RECORD_PMI
@@ -74,6 +78,11 @@ async def test_an_observer_gets_a_moving_vcpu_in_order_and_complete():
     await run_in_threads(machine, workers=3, observers=[watcher])
     seen = np.concatenate([batch async for batch in watcher.batches])
     assert np.array_equal(seen, mine[np.argsort(mine[:, 3])])
+    alone = small("one host", "optimized")
+    with Observer(alone, alone.vcpus[moved.index]) as here:
+        run_machine(alone, here.take)
+        here.close()
+        assert np.array_equal(np.concatenate([batch async for batch in here.batches]), seen)
 
 
 async def test_a_rank_that_fails_is_named():
@@ -81,6 +90,25 @@ async def test_a_rank_that_fails_is_named():
     machine.regions.pop("action")
     with pytest.raises(GangError, match=r"rank [01] failed: KeyError: 'action'"):
         await run_in_threads(machine, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        ("answers_unasked", "rank 2: physical_cpu 99 got an answer that it did not ask for"),
+        ("speaks_for_another", "rank 2: speaks for host_perf 0, which does not live there"),
+        ("is_done_twice", "rank 2: says out of turn that it is done"),
+        ("asks_a_stranger", "rank 2: a WantRows for vcpu 4095, which is not here"),
+        ("tells_two_clocks", "rank 2 failed: a clock of more than one word"),
+    ],
+)
+async def test_a_rank_that_breaks_the_rules_fails_the_attempt_by_name(act: str, reason: str):
+    payload = pack_part(small("one host", "optimized"), 3, "spread", messages=True)
+    home = _Home(small("one host", "optimized"), None, 3, ())
+    with trio.fail_after(60), pytest.raises(GangError, match=reason):
+        await run_gang(
+            3, f"tests.cluster.rogues:{act}", payload, open_workers=ThreadWorkers, register=home.register
+        )
 
 
 def test_roles_of_one_host_in_three_processes():

@@ -219,11 +219,11 @@ REGISTERS = st.sampled_from(
         PERF_CAPABILITIES,
         *range(FIXED_CTR_CTRL, GLOBAL_OVF_CTRL + 1),
         LVTPC,
-        192,
-        1216,
-        389,
-        908,
-        913,
+        0xC0,
+        0x4C0,
+        0x185,
+        0x38C,
+        0x391,
         0,
     ]
 )
@@ -311,7 +311,8 @@ def test_a_32_bit_write_is_sign_extended_and_a_full_one_is_not() -> None:
 @pytest.mark.parametrize("freeze", [False, True])
 def test_overflow(masked: bool, interrupt: bool, freeze: bool) -> None:
     """The status bit is set in any case; a PMI needs INT and an open LVT, which it closes; freezing needs
-    INT."""
+    INT.
+    """
     s, twin = hardware(4), Twin(4)
     for msr, value in (
         (LVTPC, 0x400 | masked << 16),

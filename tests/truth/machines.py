@@ -20,6 +20,7 @@ from vpmu.scenario import parse_scenario
 
 Table = dict[str, Any]
 
+SLOTS = col.SLOTS
 RECORD_ACCESS = 1
 """Bit number in R_KEEP of access records."""
 
