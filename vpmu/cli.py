@@ -14,6 +14,7 @@ import typer
 
 from vpmu import __version__
 from vpmu.errors import UserError
+from vpmu.options import MESSAGE_WORKERS
 
 EXIT_DIFFERENT = 1
 EXIT_USER_ERROR = 2
@@ -82,7 +83,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="The seed, instead of the scenario's.")] = None,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="DURATION", help='Virtual end, e.g. "2 s".')] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; 1, or 3 with --messages, if not given.")
+    ] = None,
     place: Annotated[str, typer.Option(metavar="packed|spread", help="What goes where.")] = "packed",
     messages: Annotated[bool, typer.Option("--messages", help="Make every access a message.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
@@ -108,7 +111,7 @@ def run(
         scenario,
         overrides=changes,
         designs=design,
-        workers=workers,
+        workers=workers or (MESSAGE_WORKERS if messages else 1),
         place=place,
         messages=messages,
         out=out,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vpmu.program import Program
     from vpmu.scenario import Scenario
 
-_ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot")
+_ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot", "vpmu.kernels.remote")
 """Modules with kernels that runs call."""
 _KIND, _INTERVAL = 0xFF, 7
 _SAMPLES = 4
