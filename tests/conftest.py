@@ -4,8 +4,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# The first call of a kernel compiles it, so no single example has a deadline, and a slow first draw says nothing.
-# A failure prints the blob that repeats it; every run draws the same examples, but for the soak.
+# The first call of a kernel compiles it, so no single example has a deadline, and a slow first draw says
+# nothing. A failure prints the blob that repeats it; every run draws the same examples, but for the soak.
 settings.register_profile(
     "test", deadline=None, print_blob=True, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
