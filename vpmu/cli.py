@@ -14,7 +14,6 @@ import typer
 
 from vpmu import __version__
 from vpmu.errors import UserError
-from vpmu.options import MESSAGE_WORKERS
 
 EXIT_DIFFERENT = 1
 EXIT_USER_ERROR = 2
@@ -22,6 +21,9 @@ EXIT_INTERRUPTED = 130
 
 # Note: typer may carry its own copy of click, so click's base of all usage errors is found through typer.
 _CLICK_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
+
+_MESSAGE_WORKERS = 3
+"""Processes of message mode: physical CPUs, host perf, vCPUs."""
 
 app = typer.Typer(
     name="vpmu",
@@ -111,7 +113,7 @@ def run(
         scenario,
         overrides=changes,
         designs=design,
-        workers=workers or (MESSAGE_WORKERS if messages else 1),
+        workers=workers or (_MESSAGE_WORKERS if messages else 1),
         place=place,
         messages=messages,
         out=out,

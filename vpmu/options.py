@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from vpmu.scenario import Scenario
 
 DEFAULT_DESIGNS: Final = ("legacy", "optimized")
-MESSAGE_WORKERS: Final = 3
-"""Processes of message mode: physical CPUs, host perf, vCPUs."""
 PLACES: Final = ("packed", "spread")
 
 Progress = Callable[[str, int], None]
