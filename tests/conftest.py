@@ -1,6 +1,7 @@
 """Settings of the whole test suite: how Hypothesis runs."""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +13,6 @@ settings.register_profile(
 settings.register_profile("soak", parent=settings.get_profile("test"), derandomize=False, max_examples=2_000)
 
 settings.load_profile("soak" if "VPMU_SOAK" in os.environ else "test")
+
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)

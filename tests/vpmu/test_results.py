@@ -393,7 +393,7 @@ def test_a_designs_tables_show_its_figures_with_units():
     # In the order of the tables, not of the result.
     assert text.index("enable global_ctrl") < text.index("rdpmc")
     thread = next(line for line in lines if "guest/ftest" in line)
-    assert thread.split() == ["guest/ftest", "yes", "10.0", "s", "5.00", "s", "2.50", "s", "50.00%", "12"]
+    assert thread.split() == ["guest/ftest", "yes", "10.0", "s", "5.00", "s", "2.50", "s", "25.00%", "12"]
     counter = next(line for line in lines if "branches" in line)
     assert counter.split() == ["guest/stat", "branches", "1,000,000", "1,000,000", "0", "25.00%"]
     bar = next(line for line in lines if line.split()[:1] == ["bar"])

@@ -64,8 +64,8 @@ def test_counts_are_those_of_the_program_and_the_kernel_paths(stat_run: RunResul
     # The profile has 12,514,734 branches and 59,930,575 cycles a run; perf stat counts kernel code too.
     for result in stat_run.designs.values():
         counts = {row.event: row.count for row in result.counters}
-        assert 12_514_734 * 5 <= counts["branches"] < 12_514_734 * 5.1
-        assert 59_930_575 * 5 <= counts["cpu-cycles"] < 59_930_575 * 5.1
+        assert 12_514_734 * 5 <= counts["branches"] < 12_514_734 * 5.25
+        assert 59_930_575 * 5 <= counts["cpu-cycles"] < 59_930_575 * 5.25
 
 
 def test_a_switch_of_a_measured_thread_makes_the_accesses_of_the_driver(stat_run: RunResult):
