@@ -45,6 +45,7 @@ from vpmu.kernels.columns import (
     G_TIMER_AT,
     G_TIMER_FROM,
     G_WAKE_AT,
+    Q_COUNT,
     S_FIRST,
     S_NR_EVENTS,
     TH_CONTEXT,
@@ -107,21 +108,26 @@ def set_timer(s: Arena, g: np.uint64) -> None:
 
 @kernel
 def timer_interrupt(s: Arena, g: np.uint64, now: np.uint64) -> None:
-    """Begin the handler of the timer that is due (hrtimer_interrupt())."""
+    """Begin the handler of a timer that is due (hrtimer_interrupt()).
+
+    All that had expired when the clock was read, G_TICK_FROM, belong to one pass over the timers.
+    """
     q = g + G_QUEUE
-    if s[g + G_RETRIES] == U0:
-        s[g + G_TIMER_FROM] = now
-        emit(s, q, OP_KERNEL, U0, s[g + G_COST_IRQ])
-    s[g + G_TICK_FROM] = now
-    if s[g + G_WAKE_AT] <= now:
+    if s[g + G_TIMER_AT] > s[g + G_TICK_FROM]:
+        if s[g + G_RETRIES] == U0:
+            s[g + G_TIMER_FROM] = now
+            emit(s, q, OP_KERNEL, U0, s[g + G_COST_IRQ])
+        s[g + G_TICK_FROM] = now
+    base = s[g + G_TICK_FROM]
+    if s[g + G_WAKE_AT] <= base:
         emit(s, q, OP_KERNEL, U0, s[g + G_COST_WAKEUP])
         emit(s, q, OP_CALL, CALL_WAKE, U0)
-    elif s[g + G_TICK_AT] <= now and s[g + G_CURRENT] != U0:
+    elif s[g + G_TICK_AT] <= base and s[g + G_CURRENT] != U0:
         emit(s, q, OP_KERNEL, U0, s[g + G_COST_TICK])
         emit(s, q, OP_CALL, CALL_TICK, U0)
-    elif s[g + G_CPU_HW + U_MUX_AT] <= now:
+    elif s[g + G_CPU_HW + U_MUX_AT] <= base:
         emit(s, q, OP_CALL, CALL_ROTATE, U0)
-    elif s[g + G_INTERVAL_AT] <= now:
+    elif s[g + G_INTERVAL_AT] <= base:
         emit(s, q, OP_CALL, CALL_SESSION, U0)
     else:
         emit(s, q, OP_CALL, CALL_TIMER_DONE, U0)
@@ -139,12 +145,17 @@ def _tick(s: Arena, g: np.uint64, now: np.uint64) -> None:
 
 @kernel
 def _timer_done(s: Arena, g: np.uint64, now: np.uint64) -> None:
-    """End the timer interrupt (hrtimer_interrupt()).
+    """End a pass over the timers (hrtimer_interrupt()), once all that they began is done.
 
-    Timers that came due meanwhile run at once, three times; then the device rests as long as they took, at
-    most 100 ms.
+    Timers that expired meanwhile have their pass at once, three times; then the device rests as long as the
+    passes took, at most 100 ms.
     """
+    if s[g + G_QUEUE + Q_COUNT] != U0:
+        emit(s, g + G_QUEUE, OP_CALL, CALL_TIMER_DONE, U0)
+        return
     set_timer(s, g)
+    if s[g + G_TIMER_AT] <= s[g + G_TICK_FROM]:
+        return
     if s[g + G_TIMER_AT] > now:
         s[g + G_RETRIES] = U0
         return
