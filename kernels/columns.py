@@ -267,6 +267,8 @@ P_CAUSES = _row.words(CAUSES)
 P_SWITCHES = _row.word()
 P_EXITS = _row.word()
 P_PMIS = _row.word()
+P_CALLS = _row.words(16)
+"""Calls to host perf that were served, by call."""
 P_TIMER_AT = _row.word()
 """Next change of a host tool on this CPU."""
 P_TOOLS = _row.word()

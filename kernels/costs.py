@@ -42,6 +42,7 @@ COST_NAMES = [
     "guest_irq_entry",  # interrupt entry and exit in the guest
     "inject",  # injecting an interrupt or NMI at VM entry
     "halt_wake",  # from HLT back to guest code
+    "l1d_flush",  # flush of the L1 data cache at the VM entry after a host interrupt, and its refill
 ]
 """Names of the basic operations as a cost profile spells them; the position is the row."""
 
@@ -71,6 +72,7 @@ COST_GUEST_PMI = U64(22)
 COST_GUEST_IRQ_ENTRY = U64(23)
 COST_INJECT = U64(24)
 COST_HALT_WAKE = U64(25)
+COST_L1D_FLUSH = U64(26)
 COST_ROWS = U64(26)
 
 C_BASE = U64(0)

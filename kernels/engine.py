@@ -24,6 +24,7 @@ from vpmu.kernels.columns import (
     P_CALL_STAGE,
     P_CALL_VALUE,
     P_CALL_VCPU,
+    P_CALLS,
     P_CAUSES,
     P_CPU_HW,
     P_CURRENT,
@@ -267,6 +268,7 @@ def _call_step(s: Arena, p: np.uint64) -> np.uint64:
         s[p + P_CALL_STAGE] = STAGE_SERVED
     elif stage == STAGE_SERVED:
         spend(s, p, _CAUSE_OF_CALL[call], s[p + P_CALL_COST])
+        s[p + P_CALLS + call] += U1
         if call == CALL_CREATE:
             s[s[p + P_CALL_VCPU] + V_NR_EVENTS] += U1
         elif call == CALL_RELEASE:
@@ -447,6 +449,18 @@ def _begin_out(s: Arena, p: np.uint64, v: np.uint64, state: np.uint64) -> None:
 
 
 @kernel
+def _handler_cost(s: Arena, p: np.uint64) -> np.uint64:
+    """Return what the registers cost that the host's handler touches for one overflow (intel_pmu_handle_irq()).
+
+    GLOBAL_CTRL off and on, GLOBAL_STATUS twice, GLOBAL_OVF_CTRL, the LVTPC.
+    """
+    ns = pcpu_cost(s, p, COST_HW_LVT)
+    for _ in range(2):
+        ns += pcpu_cost(s, p, COST_HW_RDMSR) + pcpu_cost(s, p, COST_HW_WRMSR)
+    return ns + pcpu_cost(s, p, COST_HW_WRMSR)
+
+
+@kernel
 def _host_pmi(s: Arena, p: np.uint64, v: np.uint64) -> None:
     """Handle a PMI in the host: counters that KVM drives are passed to the vCPU, the rest is host perf's."""
     s[p + HW_PMI] = U0
@@ -467,7 +481,7 @@ def _host_pmi(s: Arena, p: np.uint64, v: np.uint64) -> None:
             if h != NO_SLOT and owned & slot_bit(h) != U0:
                 slots |= U1 << slot
         s[p + HW_GLOBAL_STATUS] &= ~owned
-        ns += pcpu_cost(s, p, COST_HW_RDMSR) + pcpu_cost(s, p, COST_HW_WRMSR) + pcpu_cost(s, p, COST_HW_LVT)
+        ns += _handler_cost(s, p)
         s[p + HW_LVTPC] = LVT_NMI
         deliver_pmi(s, v, p, slots, U0, now)
     spend(s, p, CAUSE_PMI, ns)

@@ -11,6 +11,7 @@ import numpy as np
 from vpmu.kernels import columns as col
 from vpmu.kernels.boot import function_cycles, times_of_event
 from vpmu.kernels.host.clock import CAUSE_NAMES
+from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_INTERVAL, RECORD_SAMPLE
@@ -336,6 +337,8 @@ class Collector:
             "vCPU switches": (pcpus, col.P_SWITCHES),
             "host PMIs": (pcpus, col.P_PMIS),
             "host perf calls": (pcpus, col.P_REQUESTS),
+            "creates": (pcpus, col.P_CALLS + CALL_CREATE),
+            "releases": (pcpus, col.P_CALLS + CALL_RELEASE),
             "reservations": (hosts, col.H_RESERVES),
             "last releases": (hosts, col.H_RELEASES),
             "mutex waits": (hosts, col.H_WAITS),

@@ -29,7 +29,7 @@ LARGEST_SIGMA: Final = 2
 class Cost(Struct, frozen=True, forbid_unknown_fields=True):
     """Duration of one basic operation: `ns` plus a log-normal part of median `median_ns`.
 
-    `sigma` is the standard deviation of the log-normal part's logarithm.
+    `sigma` is the standard deviation of the log-normal part's logarithm; it may have an origin of its own.
     """
 
     ns: int | None = None
@@ -37,6 +37,8 @@ class Cost(Struct, frozen=True, forbid_unknown_fields=True):
     sigma: Fraction = Fraction(0)
     source: str = ""
     calibration: str = ""
+    sigma_source: str = ""
+    sigma_calibration: str = ""
 
     @property
     def centre_ns(self) -> int:
@@ -113,6 +115,9 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True):
     def calibrated(self) -> dict[str, str]:
         """Every value chosen to meet a published row: key path to row, in name order."""
         rows = {f"cost.{name}": cost.calibration for name, cost in self.costs.items() if cost.calibration}
+        for name, cost in self.costs.items():
+            if cost.sigma_calibration:
+                rows[f"cost.{name}.sigma"] = cost.sigma_calibration
         if self.interrupts.calibration:
             rows["interrupts"] = self.interrupts.calibration
         return dict(sorted(rows.items()))
@@ -135,8 +140,14 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True):
             parts = [format_ns(cost.ns)] if cost.ns is not None else []
             if cost.median_ns is not None:
                 parts.append(f"{format_ns(cost.median_ns)} (log-normal, sigma {float(cost.sigma):g})")
-            origin = f"calibration: {cost.calibration}" if cost.calibration else cost.source
+            origin = _origin(cost.source, cost.calibration)
+            if cost.sigma_source or cost.sigma_calibration:
+                origin += f"; sigma: {_origin(cost.sigma_source, cost.sigma_calibration)}"
             yield name, " + ".join(parts), origin
+
+
+def _origin(source: str, calibration: str) -> str:
+    return f"calibration: RFC {calibration}" if calibration else source
 
 
 def list_profiles() -> list[str]:
@@ -208,6 +219,9 @@ def _check_cost(cost: Cost, key: str, file: str) -> None:
     if not 0 <= cost.sigma <= LARGEST_SIGMA:
         raise UserError(f"must be from 0 to {LARGEST_SIGMA}", file=file, key=f"{key}.sigma")
     _check_origin(cost, key, file)
+    if cost.sigma_source and cost.sigma_calibration:
+        problem = 'has at most one of "sigma_source" and "sigma_calibration"'
+        raise UserError(problem, file=file, key=key)
 
 
 def _check_origin(value: Cost | Interrupts, key: str, file: str) -> None:

@@ -13,6 +13,7 @@ from vpmu.kernels.columns import (
     P_BUS_RATE,
     P_CAUSES,
     P_CORE_RATE,
+    P_CURRENT,
     P_HOST_CURSOR,
     P_HOST_PROGRAM,
     P_ID,
@@ -27,10 +28,11 @@ from vpmu.kernels.columns import (
     P_TICKED,
     P_TSC_RATE,
     R_COSTS,
+    R_INTERCEPTS,
     R_SCRATCH,
     R_SEED,
 )
-from vpmu.kernels.costs import C_BASE, C_MEDIAN, C_SPREAD, COST_COLUMNS, COST_HOST_IRQ, draw_cost
+from vpmu.kernels.costs import C_BASE, C_MEDIAN, C_SPREAD, COST_COLUMNS, COST_HOST_IRQ, COST_L1D_FLUSH, draw_cost
 from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES
 from vpmu.kernels.hardware import hw_count
 from vpmu.kernels.integers import NEVER, U0, U1, lowest_bit, rate_at
@@ -149,8 +151,13 @@ def host_active(s: Arena, p: np.uint64) -> np.uint64:
 
 @kernel
 def interrupt(s: Arena, p: np.uint64) -> np.uint64:
-    """Take the host interrupt that is due, tick or noise; return how long it takes."""
+    """Take the host interrupt that is due, tick or noise; return how long it takes.
+
+    It lets the next VM entry flush the L1 data cache (vmx_l1d_flush(), conditional), which is booked with it.
+    """
     ns = cost(s, s[p + P_ID] | STREAM_IRQ_COST << U64(56), p + P_NOISE_INDEX, COST_HOST_IRQ)
+    if s[p + P_CURRENT] != U0 and s[R_INTERCEPTS] != U0:
+        ns += pcpu_cost(s, p, COST_L1D_FLUSH)
     s[p + P_CAUSES + CAUSE_IRQ] += ns
     if s[p + P_TICK_AT] <= s[p + P_NOISE_AT]:
         s[p + P_TICK_AT] += s[p + P_TICK_NS]

@@ -149,8 +149,8 @@ def test_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[str]):
     assert E5 in capsys.readouterr().out
     assert main(["profiles", E5]) == 0
     shown = capsys.readouterr().out
-    assert "20.0 ms (log-normal, sigma 0.26)" in shown
-    assert "calibration: RFC table 1, kvm_pmu_rdpmc" in shown
+    assert "16.9 ms (log-normal, sigma 0.29)" in shown
+    assert "calibration: RFC table 2, rdpmcl, optimized; sigma: estimate" in shown
 
 
 def test_an_unknown_profile_is_one_line(capsys: pytest.CaptureFixture[str]):

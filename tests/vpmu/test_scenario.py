@@ -199,7 +199,7 @@ KNOWN_THREAD_KINDS = "(known: program, spin, sleeper)"
     [
         # keys
         (["hots=1"], 'key hots: unknown key "hots"; did you mean "host"?'
-         " (known: version, until, seed, title, program, host, vm, tool)"),
+         " (known: version, until, seed, title, calibration, program, host, vm, tool)"),
         (["host.0.profil=1"], 'key host[0].profil: unknown key "profil"; did you mean "profile"?'
          " (known: name, possible_cpus, hz, balance, sched_latency, min_granularity, wakeup_granularity,"
          " cpus,"

@@ -14,7 +14,7 @@ from vpmu.errors import UserError
 from vpmu.profile import Profile, load_profile
 from vpmu.scenario.check import check_scenario
 from vpmu.scenario.model import DEFAULT_PROFILE, DEFAULT_RECORD_FREQUENCY, SCENARIO_VERSION, Scenario
-from vpmu.scenario.overrides import apply_overrides
+from vpmu.scenario.overrides import apply_overrides, find_value
 from vpmu.schema import convert, join, read_toml
 from vpmu.units import describe, format_duration
 
@@ -73,6 +73,7 @@ def parse_scenario(
     _fill_defaults(raw, directory or Path(), file)
     scenario = convert(raw, Scenario, file)
     check_scenario(scenario, file)
+    _check_calibration(raw, scenario, file)
     return scenario
 
 
@@ -84,6 +85,15 @@ def _check_version(raw: Table, file: str) -> None:
     if version is True or version != SCENARIO_VERSION:
         problem = f"scenario version {describe(version)} is not supported (known: {SCENARIO_VERSION})"
         raise UserError(problem, file=file, key="version")
+
+
+def _check_calibration(raw: Table, scenario: Scenario, file: str) -> None:
+    """Refuse a declaration of a value that is not there."""
+    for path in scenario.calibration:
+        try:
+            find_value(raw, path)
+        except UserError as error:
+            raise error.at(file=file, key=join("calibration", f'"{path}"')) from None
 
 
 def _fill_defaults(raw: Table, directory: Path, file: str) -> None:

@@ -182,6 +182,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     until_ns: Duration = field(name="until")
     seed: int = 0
     title: str = ""
+    calibration: dict[str, str] = field(default_factory=dict)
     programs: tuple[Program, ...] = field(name="program", default=())
     hosts: tuple[Host, ...] = field(name="host", default=())
     vms: tuple[Vm, ...] = field(name="vm", default=())

@@ -31,6 +31,26 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
         _assign(raw, steps, _parse_value(text.strip()))
 
 
+def find_value(raw: dict[str, Any], path: str) -> object:
+    """Return the value at a dotted path, whose steps are those of `apply_overrides`.
+
+    Raises
+    ------
+    UserError
+        If a step leads nowhere.
+    """
+    at: Any = raw
+    steps: list[str | int] = []
+    for step in path.split("."):
+        key = _entry(at, step, ".".join(map(str, steps))) if isinstance(at, dict | list) else step
+        if not isinstance(at, dict | list) or (isinstance(at, dict) and key not in at):
+            known = sorted(at) if isinstance(at, dict) else []
+            raise UserError("no such key in the scenario", found=step, allowed=known)
+        at = at[key]  # type: ignore[index]
+        steps.append(key)
+    return at
+
+
 def _parse_value(text: str) -> object:
     try:
         table = tomllib.loads(f"value = {text}", parse_float=Decimal)
