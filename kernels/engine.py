@@ -450,9 +450,9 @@ def _begin_out(s: Arena, p: np.uint64, v: np.uint64, state: np.uint64) -> None:
 
 @kernel
 def _handler_cost(s: Arena, p: np.uint64) -> np.uint64:
-    """Return what the registers cost that the host's handler touches for one overflow (intel_pmu_handle_irq()).
+    """Return what the registers cost that the host's handler touches for one overflow.
 
-    GLOBAL_CTRL off and on, GLOBAL_STATUS twice, GLOBAL_OVF_CTRL, the LVTPC.
+    GLOBAL_CTRL off and on, GLOBAL_STATUS twice, GLOBAL_OVF_CTRL, the LVTPC (intel_pmu_handle_irq()).
     """
     ns = pcpu_cost(s, p, COST_HW_LVT)
     for _ in range(2):

@@ -178,6 +178,27 @@ def compare(
     return EXIT_DIFFERENT
 
 
+@app.command()
+def paper(
+    seeds: Annotated[int, typer.Option(metavar="N", help="Seeds 1 to N.")] = 10,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    examples: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where stat.toml and record.toml are.")
+    ] = None,
+) -> None:
+    """Set the figures of the 2019 RFC beside those that the emulator gives."""
+    from vpmu.paper.command import paper_command
+
+    paper_command(
+        seeds=seeds,
+        overrides=overrides or [],
+        as_json=as_json,
+        folder=examples,
+        progress=sys.stderr.isatty(),
+    )
+
+
 @program_app.command("import")
 def program_import(
     file: Annotated[Path, typer.Argument(metavar="CALLGRIND.OUT")],

@@ -91,6 +91,6 @@ async def test_a_reserved_bit_faults(vpmu_vcpu: Vcpu):
 
 
 async def test_perf_stat_counts_every_branch():
-    result = await run_scenario(STAT, design="optimized", overrides=["vm.guest.thread.ftest.work=0.05"])
+    result = await run_scenario(STAT, design="optimized", overrides=["vm.guest.thread.ftest.work=0.0025"])
     assert_counts(result)
     assert_latency(result, "rdpmc", median_ns=1_000)

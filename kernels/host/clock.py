@@ -32,7 +32,15 @@ from vpmu.kernels.columns import (
     R_SCRATCH,
     R_SEED,
 )
-from vpmu.kernels.costs import C_BASE, C_MEDIAN, C_SPREAD, COST_COLUMNS, COST_HOST_IRQ, COST_L1D_FLUSH, draw_cost
+from vpmu.kernels.costs import (
+    C_BASE,
+    C_MEDIAN,
+    C_SPREAD,
+    COST_COLUMNS,
+    COST_HOST_IRQ,
+    COST_L1D_FLUSH,
+    draw_cost,
+)
 from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES
 from vpmu.kernels.hardware import hw_count
 from vpmu.kernels.integers import NEVER, U0, U1, lowest_bit, rate_at
