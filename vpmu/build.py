@@ -149,8 +149,8 @@ class Builder:
                     for index, thread_name in enumerate(thread.copies())
                     if thread.vcpu_of_copy(index, vm.vcpus) == vcpu
                 ]
-                names = {thread_name for thread_name, _, _ in threads} | {t.name for _, t, _ in threads}
-                sessions = [s for s in vm.sessions if self._session_here(s, vcpu, names)]
+                names = {thread_name for thread_name, _, _ in threads}
+                sessions = [s for s in vm.placed_sessions() if self._session_here(s, vcpu, names)]
                 placed.append(
                     _Placed(vm, copy, name, vcpu, host, vm.pinned_cpu(copy, vcpu), threads, sessions)
                 )
@@ -243,11 +243,12 @@ class Builder:
         return sum(len(group) for group in event_groups(events))
 
     def _nr_thread_contexts(self, placed: _Placed) -> int:
-        return sum(1 for _, thread, _ in placed.threads if self._sessions_of(placed, thread))
+        return sum(self._is_measured(placed, name) for name, _, _ in placed.threads)
 
     @staticmethod
-    def _sessions_of(placed: _Placed, thread: Thread) -> list[Session]:
-        return [s for s in placed.sessions if s.thread in thread.copies() or s.thread == thread.name]
+    def _is_measured(placed: _Placed, thread: str) -> bool:
+        """Return whether a session is on a thread, which then has a context."""
+        return any(session.thread == thread for session in placed.sessions)
 
     def _nr_guest_events(self, placed: _Placed) -> int:
         own = sum(self._nr_events(s.events) for s in placed.sessions)
@@ -526,7 +527,7 @@ class Builder:
             regular = int(thread.process == "regular")
             self._set(th, TH_WAKE_MEAN_NS=mean_ns, TH_WAKE_REGULAR=regular, TH_BURST_CYCLES=cycles)
             self._set(th, TH_WAKE_AT=start + mean_ns)
-        if self._sessions_of(placed, thread):
+        if self._is_measured(placed, name):
             self._set(th, TH_CONTEXT=self._take(self.context_rows))
         return ThreadEntry(name, thread.kind, program, th)
 
@@ -536,9 +537,7 @@ class Builder:
         row = self._take(self.session_rows)
         groups = event_groups(session.events)
         first = self._take(self.event_rows, sum(len(group) for group in groups))
-        pairs = zip(threads, placed.threads, strict=True)
-        measured = (t for t, (_, spec, _) in pairs if session.thread in (t.name, spec.name))
-        thread = next(measured, None) if session.thread else None
+        thread = next((t for t in threads if t.name == session.thread), None)
         if thread is not None:
             context = int(self.s[thread.offset + int(col.TH_CONTEXT)])
         start = placed.vm.start_ns + session.start_ns

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpmu.errors import UserError
+from vpmu.kernels.columns import CONTEXT_CAPACITY
 from vpmu.scenario import Scenario, event_groups, load_scenario, parse_scenario
+from vpmu.scenario.contexts import EVENTS_PER_CONTEXT
 from vpmu.scenario.events import fits
 from vpmu.schema import keys_of
 from vpmu.units import Duration, Rate, format_duration, parse_duration, parse_exact, parse_rate
@@ -261,6 +263,19 @@ KNOWN_THREAD_KINDS = "(known: program, spin, sleeper)"
          " fixed)"),
         (["vm.0.session.0.events=['{branches']"], 'key vm[0].session[0].events[0]: not a group of events'
          ' "{branches"'),
+        # a context's room: seven counters of a vCPU leave 17 for tools of its thread
+        ([f"vm.0.session.0.events={['branches'] * 25}"], 'key vm[0].session[0].events: thread "ftest" would'
+         " have 25 events, a perf context here holds 24"),
+        ([f"vm.0.session.1.events={['branches'] * 24}", "vm.0.watchdog=true"],
+         "key vm[0].session[1].events: vCPU 0 would have 25 events, a perf context here holds 24"),
+        ([f"tool.0.events={['branches'] * 25}"], 'key tool[0].events: CPU 0 of "server" would have 25 events,'
+         " a perf context here holds 24"),
+        (["vm.0.cpus=[0]", f"tool.0={{name='t', kind='stat', vm='guest', events={['branches'] * 18}}}"],
+         'key tool[0].events: vCPU 0 of "guest" would have 25 events, a perf context here holds 24'),
+        (["vm.0.cpus=float", "tool.0={name='t', kind='stat', vm='guest', events=['branches']}"],
+         'key tool[0].vm: the vCPUs of "guest" float: pin them with cpus for a tool to attach'),
+        (["calibration={'vm.guest.vcpuz'='x'}"], 'key calibration."vm.guest.vcpuz": no such key in the'
+         ' scenario "vcpuz"; did you mean'),
         (["vm.0.session.0.events=[]"], "key vm[0].session[0].events: at least one event is needed"),
         # ranges
         (["seed=-1"], "key seed: must not be negative, found -1"),
@@ -314,7 +329,24 @@ KNOWN_THREAD_KINDS = "(known: program, spin, sleeper)"
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_its_key(overrides: list[str], line: str):
-    assert mistake(*overrides) == f"s.toml: {line}"
+    found = mistake(*overrides)
+    assert (
+        found.startswith(f"s.toml: {line}") if line.endswith("did you mean") else found == f"s.toml: {line}"
+    )
+
+
+def test_contexts_are_as_large_as_the_kernels_make_them():
+    assert EVENTS_PER_CONTEXT == CONTEXT_CAPACITY
+
+
+def test_a_session_on_a_thread_with_copies_is_one_on_each():
+    vm = parse(GOOD, "vm.0.thread.0.count=2").vms[0]
+    assert [(s.name, s.thread) for s in vm.placed_sessions()][:2] == [
+        ("stat@ftest.0", "ftest.0"),
+        ("stat@ftest.1", "ftest.1"),
+    ]
+    one = parse(GOOD, "vm.0.thread.0.count=2", "vm.0.session.0.thread=ftest.1").vms[0]
+    assert (one.placed_sessions()[0].name, one.placed_sessions()[0].thread) == ("stat", "ftest.1")
 
 
 def test_an_impossible_event_is_named_with_the_nearest():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vpmu.errors import UserError
+from vpmu.scenario.contexts import check_contexts
 from vpmu.scenario.events import check_groups
 from vpmu.scenario.model import Host, Program, Scenario, Session, Thread, Tool, Vm
 from vpmu.schema import join
@@ -87,6 +88,7 @@ def check_scenario(scenario: Scenario, file: str) -> None:
         _check_vm(vm, scenario, top.entry("vm", index))
     for index, tool in enumerate(scenario.tools):
         _check_tool(tool, scenario, top.entry("tool", index))
+    check_contexts(scenario, file)
 
 
 def _check_program(program: Program, place: _Place) -> None:
@@ -195,7 +197,8 @@ def _check_session(session: Session, vm: Vm, host: Host, place: _Place) -> None:
         )
         raise place.error("thread", problem)
     if session.thread:
-        place.known("thread", "thread", session.thread, (thread.name for thread in vm.threads))
+        names = dict.fromkeys(name for thread in vm.threads for name in (thread.name, *thread.copies()))
+        place.known("thread", "thread", session.thread, names)
         if session.vcpu is not None:
             raise place.error("vcpu", "goes with cpu = true, a thread's session follows the thread")
     _check_vcpu(session.vcpu, vm, place)
@@ -258,6 +261,8 @@ def _check_tool_vm(tool: Tool, scenario: Scenario, place: _Place) -> None:
         names = [vm.name for vm in scenario.vms]
         raise place.error("vm", "unknown vm", found=tool.vm, allowed=names)
     vm = copies[0][0]
+    if vm.cpus == "float":
+        raise place.error("vm", f'the vCPUs of "{vm.name}" float: pin them with cpus for a tool to attach')
     if vm.host != tool.host:
         raise place.error("vm", f'vm "{tool.vm}" is on host "{vm.host}", the tool on "{tool.host}"')
     _check_vcpu(tool.vcpu, vm, place)

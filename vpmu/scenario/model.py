@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Final, Literal, TypeVar
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vpmu.units import Duration, Rate
 
@@ -145,6 +146,17 @@ class Vm(Struct, frozen=True, forbid_unknown_fields=True):
     def copies(self) -> tuple[str, ...]:
         """Names of the VMs: the name itself, or ``name.0``, ``name.1`` and so on when `count` is above 1."""
         return _copies(self.name, self.count)
+
+    def placed_sessions(self) -> tuple[Session, ...]:
+        """Sessions as they run: one on a thread with copies is one on each copy, called ``name@copy``."""
+        copies = {thread.name: thread.copies() for thread in self.threads if thread.count > 1}
+        return tuple(
+            replace(session, name=f"{session.name}@{copy}", thread=copy)
+            if copy != session.thread
+            else session
+            for session in self.sessions
+            for copy in copies.get(session.thread, (session.thread,))
+        )
 
     def pinned_cpu(self, copy: int, vcpu: int) -> int | None:
         """Physical CPU that `vcpu` of copy number `copy` is pinned to, or None if it floats.
