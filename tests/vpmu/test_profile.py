@@ -79,7 +79,7 @@ EXIT = "[cost.exit]\nns = 400\n"
     ("old", "new", "line"),
     [
         ("ns = 400\n", "ns = -1\n", "key cost.exit.ns: must not be negative, found -1"),
-        ("median_ns = 12_500", "median_ns = -5",
+        ("median_ns = 11_000", "median_ns = -5",
          "key cost.host_irq.median_ns: must not be negative, found -5"),
         ("ns = 400\n", "ns = 4294967296\n",
          "key cost.exit.ns: must be from 0 to 4294967295, found 4294967296"),
