@@ -362,7 +362,7 @@ class Builder:
             P_WAKEUP_NS=host.wakeup_granularity_ns,
             P_WAKE_AT=_NEVER,
             P_TIMER_AT=_NEVER,
-            P_CORE_RATE=self._rate(profile.cpu.core_khz),
+            P_CORE_RATE=self._rate(host.core_khz),
             P_TSC_RATE=self._rate(profile.cpu.tsc_khz),
             P_BUS_RATE=self._rate(_BUS_KHZ),
             P_HOST_PROGRAM=self.program_regions[KERNEL].base,
@@ -467,7 +467,7 @@ class Builder:
             G_RESCHED=1,
             G_RUNNING=finite or 1,
             G_KERNEL_PROGRAM=self.program_regions[KERNEL].base,
-            G_CORE_RATE=self._rate(profile.cpu.core_khz),
+            G_CORE_RATE=self._rate(self.scenario.hosts[placed.host].core_khz),
             G_TSC_RATE=self._rate(profile.cpu.tsc_khz),
             G_BUS_RATE=self._rate(_BUS_KHZ),
             G_LOG=1,
@@ -522,8 +522,7 @@ class Builder:
         )
         if sleeper and thread.wakeups is not None:
             mean_ns = thread.wakeups.interval_ns
-            profile = self.profiles[self.scenario.hosts[placed.host].profile]
-            cycles = thread.burst_ns * profile.cpu.core_khz // _KHZ_PER_GHZ
+            cycles = thread.burst_ns * self.scenario.hosts[placed.host].core_khz // _KHZ_PER_GHZ
             regular = int(thread.process == "regular")
             self._set(th, TH_WAKE_MEAN_NS=mean_ns, TH_WAKE_REGULAR=regular, TH_BURST_CYCLES=cycles)
             self._set(th, TH_WAKE_AT=start + mean_ns)

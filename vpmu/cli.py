@@ -183,6 +183,12 @@ def paper(
     seeds: Annotated[int, typer.Option(metavar="N", help="Seeds 1 to N.")] = 10,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Take one mechanism away at a time; show which rows move.")
+    ] = False,
+    experiments: Annotated[
+        bool, typer.Option("--experiments", help="Change one condition at a time; show the telling rows.")
+    ] = False,
     examples: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where stat.toml and record.toml are.")
     ] = None,
@@ -196,6 +202,8 @@ def paper(
         as_json=as_json,
         folder=examples,
         progress=sys.stderr.isatty(),
+        ablations=ablations,
+        experiments=experiments,
     )
 
 

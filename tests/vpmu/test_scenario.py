@@ -203,9 +203,9 @@ KNOWN_THREAD_KINDS = "(known: program, spin, sleeper)"
         (["hots=1"], 'key hots: unknown key "hots"; did you mean "host"?'
          " (known: version, until, seed, title, calibration, program, host, vm, tool)"),
         (["host.0.profil=1"], 'key host[0].profil: unknown key "profil"; did you mean "profile"?'
-         " (known: name, possible_cpus, hz, balance, sched_latency, min_granularity, wakeup_granularity,"
-         " cpus,"
-         " profile, hyperthreading, watchdog, noise, and 2 more)"),
+         " (known: name, possible_cpus, core_khz, hz, balance, sched_latency, min_granularity,"
+         " wakeup_granularity, cpus,"
+         " profile, hyperthreading, watchdog, and 3 more)"),
         # types and units
         (["host.0.cpus=two"], 'key host[0].cpus: expected an integer, found "two"'),
         (["host.0.cpus=1.5"], "key host[0].cpus: expected an integer, found 1.5"),

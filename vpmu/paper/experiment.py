@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ EXAMPLES: Final = Path(__file__).parents[1] / "examples" / "ftest"
 SCENARIOS: Final = {"stat": "stat.toml", "record": "record.toml"}
 DESIGNS: Final = ("legacy", "optimized", "native")
 
+Overrides = Sequence[str] | Mapping[str, Sequence[str]]
 Step = Callable[[int, int], None]
 """Called with the number of runs done, and of all."""
 
@@ -34,7 +35,7 @@ class Experiments:
 
 async def run_experiments(
     seeds: Sequence[int],
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     folder: Path = EXAMPLES,
     designs: Sequence[str] = DESIGNS,
@@ -45,8 +46,8 @@ async def run_experiments(
     Parameters
     ----------
     seeds : sequence of int
-    overrides : sequence of str
-        ``key=value`` texts that change both scenarios, as ``--set`` does.
+    overrides : sequence of str, or mapping of such
+        ``key=value`` texts that change both scenarios, as ``--set`` does; or by experiment, each its own.
     folder : Path
         Where ``stat.toml`` and ``record.toml`` are.
     designs : sequence of str
@@ -60,14 +61,15 @@ async def run_experiments(
     """
     from vpmu.execution import run
 
-    scenarios = {name: _load(folder / file, overrides) for name, file in SCENARIOS.items()}
+    changes = overrides if isinstance(overrides, Mapping) else dict.fromkeys(SCENARIOS, overrides)
+    scenarios = {name: _load(folder / file, changes[name]) for name, file in SCENARIOS.items()}
     found = Experiments(tuple(seeds), scenarios)
     total, done = len(scenarios) * len(seeds) * len(designs), 0
     for name, file in SCENARIOS.items():
         by_design: dict[str, list[DesignResult]] = {design: [] for design in designs}
         found.results[name] = by_design
         for seed in seeds:
-            scenario = load_scenario(folder / file, [*overrides, f"seed={seed}"])
+            scenario = load_scenario(folder / file, [*changes[name], f"seed={seed}"])
             for design in designs:
                 result = await run(scenario, designs=(design,))
                 by_design[design].append(result.designs[design])

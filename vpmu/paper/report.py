@@ -13,6 +13,7 @@ from vpmu.paper.experiment import SCENARIOS, Experiments
 from vpmu.paper.figures import action, basic_costs, program_thread
 from vpmu.paper.rows import CALIBRATION, PREDICTION, Row, declared, experiment_of, mean_abs_log2
 from vpmu.paper.source import Source, SourceTable
+from vpmu.paper.variations import Outcome, moved
 from vpmu.profile import load_profile
 from vpmu.tables import plain_table
 from vpmu.units import format_count, format_ns
@@ -184,3 +185,61 @@ def _texts(experiments: Experiments) -> dict[str, str]:
         "enables": format_count(median_calls("enable global_ctrl")),
         "fixed": format_count(median_calls("rd/wr fixed_ctrl")),
     }
+
+
+_SHOWN: Final = (
+    ("2", "enable global_ctrl", "legacy"),
+    ("2", "x86_pmu.handle_irq", "legacy"),
+    ("2", "x86_pmu.handle_irq", "optimized"),
+    ("4", "enable global_ctrl", "legacy"),
+    ("4", "enable global_ctrl", "optimized"),
+    ("4", "rd/wr fixed_ctrl", "legacy"),
+    ("4", "rd/wr eventsel", "legacy"),
+    ("4", "x86_pmu.handle_irq", "legacy"),
+    ("5", "sched_in", "legacy"),
+    ("5", "sched_out", "legacy"),
+    ("precision", "samples", "legacy"),
+    ("precision", "samples", "optimized"),
+)
+"""Rows that tables of variations show: the others are in ``--json``."""
+
+
+def print_variations(
+    source: Source, base: list[Row], outcomes: list[Outcome], console: Console, *, ablations: bool
+) -> None:
+    """Print what every experiment does to the telling rows, or which rows every ablation moves."""
+    units = {table.number: table.unit for table in source.tables}
+    for outcome in outcomes:
+        after = {(row.table, row.row, row.design): row for row in outcome.rows}
+        changes = "; ".join(
+            f"{name}: {', '.join(texts)}" for name, texts in outcome.variation.overrides().items() if texts
+        )
+        table = plain_table(
+            f"{outcome.variation.name}: {outcome.variation.what}",
+            ("table", "row", "design"),
+            ("source", "unchanged", "changed", "shift"),
+        )
+        chosen = moved(base, outcome) if ablations else _telling(base, outcome)
+        for row, other, spreads in chosen:
+            show = _format(units[row.table], row)
+            shift = "all" if spreads == float("inf") else f"{spreads:.1f} spreads"
+            figures = (
+                show(row.source),
+                show(row.emulated),
+                show(after[row.table, row.row, row.design].emulated),
+            )
+            table.add_row(row.table, other.row, row.design, *figures, shift)
+        console.print(table)
+        late = f" Runs not finished by until: {outcome.unfinished}." if outcome.unfinished else ""
+        console.print(Text(f"Set: {changes}.{late}"), soft_wrap=True)
+        console.print()
+
+
+def _telling(base: list[Row], outcome: Outcome) -> Iterator[tuple[Row, Row, float]]:
+    after = {(row.table, row.row, row.design): row for row in outcome.rows}
+    for row in base:
+        if (row.table, row.row, row.design) in _SHOWN:
+            other = after[row.table, row.row, row.design]
+            spread = max(row.spread[1] - row.spread[0], other.spread[1] - other.spread[0])
+            shift = abs(other.emulated - row.emulated)
+            yield row, other, shift / spread if spread else (float("inf") if shift else 0.0)

@@ -118,6 +118,7 @@ def _check_host(host: Host, place: _Place) -> None:
     place.within("possible_cpus", host.possible_cpus, 1, _MOST["cpus"])
     if host.cpus > host.possible_cpus:
         raise place.error("cpus", f"must be at most possible_cpus ({host.possible_cpus}), found {host.cpus}")
+    place.within("core_khz", host.core_khz, 100_000, 10_000_000)
     place.within("hz", host.hz, 1, 10_000)
     place.within("balance", host.balance_ns, 1, None)
     _check_sched(host, place)

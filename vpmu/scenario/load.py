@@ -130,6 +130,7 @@ def _fill_host(host: Table, directory: Path, key: str, file: str) -> None:
         name = host["profile"] = str(directory / name)
     profile = _load_profile(name, f"{key}.profile", file)
     host.setdefault("possible_cpus", profile.cpu.possible_cpus)
+    host.setdefault("core_khz", profile.cpu.core_khz)
     host.setdefault("hz", profile.host.hz)
     host.setdefault("balance", _BALANCE)
     _fill_sched(host, profile.cpu.possible_cpus)

@@ -66,6 +66,7 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     possible_cpus: int
+    core_khz: int
     hz: int
     balance_ns: Duration = field(name="balance")
     sched_latency_ns: Duration = field(name="sched_latency")
