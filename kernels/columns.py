@@ -48,6 +48,8 @@ _row = Row()
 R_SEED = _row.word()
 R_COSTS = _row.word()
 """Offset of the cost table."""
+R_CONSTANT = _row.words(32)
+"""By cost: its duration in ns, or 0 if it is drawn."""
 R_KINDS = _row.word()
 """Offset of the map from event selectors to event kinds."""
 R_STATS = _row.word()
@@ -539,6 +541,8 @@ T_MEANING = _row.words(SLOTS)
 T_BASE = _row.words(SLOTS)
 T_COUNT = _row.words(SLOTS)
 T_EDGE = _row.words(SLOTS)
+T_FRESH = _row.word()
+"""Bit per slot: it went on, and no code has run since: T_EDGE is not taken yet."""
 T_REF = _row.words(4)
 """Reference and bus cycles retired: kernel, user each."""
 T_DUE = _row.word()

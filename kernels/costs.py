@@ -73,7 +73,7 @@ COST_GUEST_IRQ_ENTRY = U64(23)
 COST_INJECT = U64(24)
 COST_HALT_WAKE = U64(25)
 COST_L1D_FLUSH = U64(26)
-COST_ROWS = U64(26)
+COST_ROWS = U64(27)
 
 C_BASE = U64(0)
 C_MEDIAN = U64(1)
@@ -178,6 +178,12 @@ def encode_costs(
         _check_cost(name, *figures)
         table[row] = figures
     return table
+
+
+def constant_costs(table: Arena) -> Arena:
+    """Return what each operation of an encoded table costs, 0 where it is drawn (R_CONSTANT)."""
+    spread = table[:, int(C_SPREAD)]
+    return np.where(spread == U0, table[:, int(C_BASE)] + table[:, int(C_MEDIAN)], U0)
 
 
 def _check_cost(name: str, base_ns: int, median_ns: int, sigma_q16: int) -> None:

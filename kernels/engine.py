@@ -7,11 +7,8 @@ someone else, and goes on, when that is done, as if nothing had been.
 import numpy as np
 
 from vpmu.kernels.columns import (
-    G_OPERATION,
-    G_REGISTER,
     G_STILL,
     G_TIMER_AT,
-    G_VALUE,
     H_HELD,
     HW_GLOBAL_STATUS,
     HW_LVTPC,
@@ -71,10 +68,8 @@ from vpmu.kernels.columns import (
     V_ID,
     V_INJECT,
     V_NR_EVENTS,
-    V_OPERATION,
     V_OUTCOME,
     V_REASON,
-    V_REGISTER,
     V_REQ_COUNT,
     V_REQ_HEAD,
     V_REQS,
@@ -92,16 +87,15 @@ from vpmu.kernels.costs import (
     COST_NMI,
     COST_VCPU_SWITCH,
 )
+from vpmu.kernels.designs.access import ON_WITH_NMI, OUT
 from vpmu.kernels.designs.dispatch import (
+    access,
     deliver_pmi,
     destroy,
-    get_msr,
     perf_arguments,
     perf_done,
-    rdpmc,
     sched_in,
     sched_out,
-    set_msr,
     vm_entry,
     vm_exit,
 )
@@ -118,7 +112,6 @@ from vpmu.kernels.guest.step import (
 )
 from vpmu.kernels.hardware import hw_account, hw_watch
 from vpmu.kernels.host.clock import (
-    CAUSE_ACCESSES,
     CAUSE_EXITS,
     CAUSE_GUEST,
     CAUSE_IDLE,
@@ -162,7 +155,6 @@ from vpmu.kernels.integers import NEVER, U0, U1, U8, lowest_bit
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.log import RECORD_SWITCH, head_word, keeps, log_record, mix
 from vpmu.kernels.msr import LVT_NMI
-from vpmu.kernels.perf.interrupt import ACCESS_READ, ACCESS_WRITE
 from vpmu.kernels.perf.schedule import slot_bit
 
 STOP_NONE = U64(0)
@@ -554,78 +546,85 @@ def _leave(s: Arena, p: np.uint64, v: np.uint64) -> None:
     s[p + P_STATE] = STATE_HOST
 
 
-@inlined
-def _access(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64) -> bool:
-    """Carry out the guest's access; True if it is complete and the guest can go on at once."""
-    operation = s[g + G_OPERATION]
-    register = s[g + G_REGISTER]
-    intercepts = s[R_INTERCEPTS] != U0
-    if intercepts:
-        _leave(s, p, v)
-    now = s[p + P_NOW]
-    if operation == ACCESS_WRITE:
-        outcome, value, ns, stop = set_msr(s, v, p, register, s[g + G_VALUE], now)
-    elif operation == ACCESS_READ:
-        outcome, value, ns, stop = get_msr(s, v, p, register, U0, now)
-    else:
-        outcome, value, ns, stop = rdpmc(s, v, p, register, U0, now)
-    spend(s, p, CAUSE_ACCESSES, ns)
+@kernel
+def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint64:
+    """Let the guest run, access by access, until its physical CPU is needed for something else.
+
+    What goes between guest and design is kept in the row only where the turn ends, or the guest answers by
+    message.
+    """
+    v = s[p + P_CURRENT]
+    g = s[v + V_GUEST]
+    answers = s[p + P_REMOTE_GUEST] == GUEST_ANSWERS
+    reason = s[v + V_REASON]
+    complete = s[v + V_COMPLETE] != U0
+    inject = s[v + V_INJECT] != U0
+    outcome = s[v + V_OUTCOME]
+    value = s[v + V_VALUE]
+    while True:
+        now = s[p + P_NOW]
+        if reason == U0:
+            if answers:
+                s[p + P_ASK] = ASK_RESUME
+                return _stop(s, p, STOP_GUEST)
+            reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
+            if reason != GUEST_ACCESS or now >= until:
+                resumed(s, v, reason)
+        if now >= until:
+            return STOP_WINDOW
+        if reason == GUEST_ACCESS:
+            s[R_STEPS] -= U1 if s[R_STEPS] != U0 else U0
+            outcome, value, now, then = access(s, p, v, g)
+            s[p + P_NOW] = now
+            if then == OUT or answers or s[R_STEPS] == U0 or _log_is_full(s):
+                _keep_result(s, p, v, outcome, value, then)
+                if then == OUT or s[R_STEPS] == U0 or _log_is_full(s):
+                    return STOP_NONE
+            reason = U0
+            complete = True
+            inject = then == ON_WITH_NMI
+        elif reason == GUEST_RUN:
+            if not _run(s, log, p, v, g, until):
+                return _stop(s, p, STOP_GUEST) if s[p + P_ASK] != U0 else STOP_NONE
+            reason = s[v + V_REASON]
+            complete = False
+            inject = False
+        else:
+            return _end_turn(s, p, v, reason)
+
+
+@kernel
+def _log_is_full(s: Arena) -> bool:
+    """Return whether the log may not hold what one more step writes."""
+    return s[R_LOG_COUNT] + _LOG_MARGIN > s[R_LOG_CAPACITY]
+
+
+@kernel
+def _keep_result(
+    s: Arena, p: np.uint64, v: np.uint64, outcome: np.uint64, value: np.uint64, then: np.uint64
+) -> None:
+    """Keep an access's result in the row until the guest is resumed."""
     s[v + V_OUTCOME] = outcome
     s[v + V_VALUE] = value
     s[v + V_COMPLETE] = U1
     s[v + V_REASON] = U0
-    if not intercepts:
-        return True
-    if (stop | s[p + HW_PMI] | s[p + P_TICKED] | s[p + P_RESCHED]) != U0:
-        s[v + V_OPERATION] = operation
-        s[v + V_REGISTER] = register
-        return False
-    _enter(s, p, v)
-    return True
+    if then == ON_WITH_NMI:
+        s[v + V_INJECT] = U1
+    if then == OUT:
+        s[p + P_STATE] = STATE_HOST
 
 
 @kernel
-def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint64:
-    """Let the guest run, access by access, until its physical CPU is needed for something else."""
-    v = s[p + P_CURRENT]
-    g = s[v + V_GUEST]
-    while True:
-        reason = s[v + V_REASON]
-        if reason == U0:
-            if s[p + P_REMOTE_GUEST] == GUEST_ANSWERS:
-                s[p + P_ASK] = ASK_RESUME
-                return _stop(s, p, STOP_GUEST)
-            reason = guest_resume(
-                s,
-                log,
-                g,
-                s[p + P_NOW],
-                s[v + V_COMPLETE] != U0,
-                s[v + V_OUTCOME],
-                s[v + V_VALUE],
-                s[v + V_INJECT] != U0,
-            )
-            resumed(s, v, reason)
-        if s[p + P_NOW] >= until:
-            return STOP_WINDOW
-        if reason == GUEST_ACCESS:
-            s[R_STEPS] -= U1 if s[R_STEPS] != U0 else U0
-            if not _access(s, p, v, g):
-                return STOP_NONE
-            if s[R_STEPS] == U0 or s[R_LOG_COUNT] + _LOG_MARGIN > s[R_LOG_CAPACITY]:
-                return STOP_NONE
-        elif reason == GUEST_RUN:
-            if not _run(s, log, p, v, g, until):
-                return _stop(s, p, STOP_GUEST) if s[p + P_ASK] != U0 else STOP_NONE
-        elif reason == GUEST_WAIT:
-            s[v + V_REASON] = U0
-            return _stop(s, p, STOP_WAIT)
-        else:
-            _leave(s, p, v)
-            if reason == GUEST_DONE:
-                s[v + V_DONE] = U1
-                destroy(s, v, p, U0, U0, s[p + P_NOW])
-            return STOP_NONE
+def _end_turn(s: Arena, p: np.uint64, v: np.uint64, reason: np.uint64) -> np.uint64:
+    """Leave a guest that waits for its next access from outside, halts or is done."""
+    if reason == GUEST_WAIT:
+        s[v + V_REASON] = U0
+        return _stop(s, p, STOP_WAIT)
+    _leave(s, p, v)
+    if reason == GUEST_DONE:
+        s[v + V_DONE] = U1
+        destroy(s, v, p, U0, U0, s[p + P_NOW])
+    return STOP_NONE
 
 
 @kernel
@@ -654,7 +653,7 @@ def _run(s: Arena, log: Arena, p: np.uint64, v: np.uint64, g: np.uint64, until: 
         return False
     end, reason = guest_go(s, log, g, now, limit)
     ran(s, p, v, g, end, reason)
-    return s[R_LOG_COUNT] + _LOG_MARGIN <= s[R_LOG_CAPACITY]
+    return not _log_is_full(s)
 
 
 @kernel
@@ -725,7 +724,7 @@ def run_pcpu(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint64:
     while True:
         if s[p + P_NOW] >= until:
             return STOP_WINDOW
-        if s[R_LOG_COUNT] + _LOG_MARGIN > s[R_LOG_CAPACITY]:
+        if _log_is_full(s):
             return STOP_LOG
         if s[R_STEPS] == U0:
             return STOP_BUDGET

@@ -8,7 +8,7 @@ cycle. What a span holds is the difference of two totals, ``rate_at(end) - rate_
 cut in two counts exactly what the whole counts.
 """
 
-from vpmu.kernels.jit import U64, kernel
+from vpmu.kernels.jit import U64, kernel, leading_zeros
 
 U0 = U64(0)
 U1 = U64(1)
@@ -124,13 +124,7 @@ def lowest_bit(x: U64) -> U64:
 @kernel
 def bit_length(x: U64) -> U64:
     """Return the index of the highest set bit plus one, 0 if there is none."""
-    x |= x >> U1
-    x |= x >> U2
-    x |= x >> U4
-    x |= x >> U8
-    x |= x >> U16
-    x |= x >> U32
-    return popcount(x)
+    return WORD_BITS - leading_zeros(x)
 
 
 @kernel

@@ -13,9 +13,12 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core import callconv
 from numba.core import config as numba_config
 from numba.core.compiler import Compiler
+from numba.core.cpu import CPUContext
 from numba.core.registry import cpu_target
+from numba.cpython.unsafe import numbers as bits
 
 from vpmu.kernels import jit_cache
 
@@ -26,6 +29,9 @@ Arena = npt.NDArray[np.uint64]
 """uint64[n]: all state of a process in one flat array."""
 
 _config: Any = numba_config  # its attributes are made at import, out of the environment
+_calls: Any = callconv.CPUCallConv  # untyped in numba
+_cpu: Any = CPUContext
+_excinfo: Any = callconv.excinfo_ptr_t
 
 _FLAGS: Any = {"nogil": True, "boundscheck": False, "error_model": "numpy", "no_cfunc_wrapper": True}
 _FLAGS["_nrt"] = False  # no kernel makes an array, so none has to count references to those it is given
@@ -35,6 +41,16 @@ _entries: list[tuple[Any, Any]] = []
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _extra_sources: tuple[Path, ...] = ()
+
+
+def _leading_zeros(x: np.uint64) -> np.uint64:
+    """Return how many bits stand above a word's highest set bit, 64 if there is none: one LZCNT."""
+    return U64(64 - int(x).bit_length())
+
+
+leading_zeros: Callable[[np.uint64], np.uint64] = (
+    _leading_zeros if _config.DISABLE_JIT else cast("Any", bits.leading_zeros)
+)
 
 
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -144,7 +160,37 @@ class _Pipeline(Compiler):
             state.library.enable_object_caching()
             _close(state.library)
         run: Any = super()._compile_core  # untyped in numba
+        # The context is a copy for this one compilation.
+        state.targetctx.__class__ = _LeanTarget
         return run()
+
+
+class _LeanCalls(_calls):  # type: ignore[misc]
+    """numba's way to call a kernel, without clearing the places of result and exception first.
+
+    A kernel sets its result, and none raises.
+
+    LLVM cannot take the clearing back where only a rare branch makes the call.
+    """
+
+    def call_function(
+        self, builder: Any, callee: Any, resty: Any, argtys: Any, args: Any, attrs: Any = None
+    ) -> Any:
+        with builder.goto_entry_block():
+            result = builder.alloca(self.get_return_type(resty).pointee)
+            excinfo = builder.alloca(_excinfo)
+        packed = self._get_arg_packer(argtys).as_arguments(builder, args)
+        code = builder.call(callee, [result, excinfo, *packed], attrs=attrs or ())
+        status = self._get_return_status(builder, code, builder.load(excinfo))
+        return status, self.context.get_returned_value(builder, resty, builder.load(result))
+
+
+class _LeanTarget(_cpu):  # type: ignore[misc]
+    """numba's CPU, with calls as `_LeanCalls` makes them."""
+
+    @property
+    def call_conv(self) -> Any:
+        return _LeanCalls(self)
 
 
 def _close(library: Any) -> None:

@@ -1,6 +1,8 @@
 """MSR numbers, register fields and the layout of the PMU's registers (Intel SDM 18.2 and 19)."""
 
-from vpmu.kernels.jit import U64
+import numpy as np
+
+from vpmu.kernels.jit import U64, inlined
 
 PMC0 = U64(0xC1)
 EVENTSEL0 = U64(0x186)
@@ -49,3 +51,15 @@ LVT_RESERVED = U64(0xFFFFFFFFFFFEE800)
 """All but vector, delivery mode, delivery status and mask (SDM 10.5.1)."""
 DEBUGCTL_FREEZE_PERFMON = U64(1 << 12)
 DEBUGCTL_RESERVED = U64(0xFFFFFFFFFFFF003C)
+
+_ONE = U64(1)
+_TWO = U64(2)
+_FIRST_BITS = U64(0x111)
+
+
+@inlined
+def changed_fields(before: np.uint64, after: np.uint64) -> np.uint64:
+    """Return the first bit of every 4-bit field of FIXED_CTR_CTRL in which two words differ."""
+    changed = before ^ after
+    changed |= changed >> _ONE
+    return (changed | changed >> _TWO) & _FIRST_BITS

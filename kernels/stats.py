@@ -8,9 +8,8 @@ processes add up.
 import numpy as np
 
 from vpmu.kernels.columns import R_STATS
-from vpmu.kernels.integers import U0, U1, U4, bit_length
+from vpmu.kernels.integers import U1, U4, bit_length
 from vpmu.kernels.jit import U64, Arena, kernel
-from vpmu.kernels.msr import EVENTSEL0, FIXED_CTR_CTRL, GLOBAL_CTRL, GLOBAL_OVF_CTRL, GLOBAL_STATUS, LVTPC
 
 ACTION_NAMES = (
     "enable global_ctrl",
@@ -38,16 +37,13 @@ ACTION_SCHED_IN = U64(9)
 ACTION_SCHED_OUT = U64(10)
 
 BUCKETS = 1024
-A_CALLS = U64(0)
-A_TOTAL = U64(1)
-A_MAX = U64(2)
-A_BUCKETS = U64(3)
-"""Pairs of count and sum."""
-ACTION_COLUMNS = 3 + 2 * BUCKETS
+A_MAX = U64(0)
+A_BUCKETS = U64(1)
+"""Pairs of count and sum: calls and total are the sums over them."""
+ACTION_COLUMNS = 1 + 2 * BUCKETS
 
 _STRIDE = U64(ACTION_COLUMNS)
 _SUB = U64(15)
-_GP_COUNTERS = U64(8)
 
 
 @kernel
@@ -63,26 +59,8 @@ def bucket_of(ns: np.uint64) -> np.uint64:
 def record_action(s: Arena, action: np.uint64, ns: np.uint64) -> None:
     """Count one guest action that took ``ns`` nanoseconds."""
     at = s[R_STATS] + action * _STRIDE
-    s[at + A_CALLS] += U1
-    s[at + A_TOTAL] += ns
     if ns > s[at + A_MAX]:
         s[at + A_MAX] = ns
     bucket = at + A_BUCKETS + (bucket_of(ns) << U1)
     s[bucket] += U1
     s[bucket + U1] += ns
-
-
-@kernel
-def action_of_msr(msr: np.uint64, value: np.uint64, write: bool) -> np.uint64:
-    """Return the action that an MSR access counts as in the source's tables."""
-    if msr == GLOBAL_CTRL:
-        return ACTION_DISABLE if write and value == U0 else ACTION_ENABLE
-    if msr == FIXED_CTR_CTRL:
-        return ACTION_FIXED_CTRL
-    if msr - EVENTSEL0 < _GP_COUNTERS:
-        return ACTION_EVENTSEL
-    if msr == GLOBAL_STATUS or msr == GLOBAL_OVF_CTRL:
-        return ACTION_STATUS
-    if msr == LVTPC:
-        return ACTION_LVTPC
-    return ACTION_COUNTER

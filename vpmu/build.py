@@ -23,7 +23,7 @@ from vpmu.actors.machine import (
 )
 from vpmu.kernels import columns as col
 from vpmu.kernels.boot import boot_guest, boot_pcpu, boot_timers, place_vcpu
-from vpmu.kernels.costs import COST_NAMES, encode_costs
+from vpmu.kernels.costs import COST_NAMES, constant_costs, encode_costs
 from vpmu.kernels.designs.registry import design_names, load_design
 from vpmu.kernels.events import KINDS_WORDS, derived_configs, encode_kinds
 from vpmu.kernels.guest.threads import (
@@ -298,8 +298,9 @@ class Builder:
     def _fill_run(self, encoded: dict[str, Arena]) -> None:
         host = self.scenario.hosts[0]
         figures = self.profiles[host.profile].cost_figures(host.possible_cpus)
-        table = encode_costs(figures).reshape(-1)
-        self.s[self.costs.base : self.costs.base + table.size] = table
+        costs = encode_costs(figures)
+        self.s[self.costs.base : self.costs.base + costs.size] = costs.reshape(-1)
+        self.s[int(col.R_CONSTANT) : int(col.R_CONSTANT) + len(costs)] = constant_costs(costs)
         kinds = encode_kinds(self.derived)
         self.s[self.kinds.base : self.kinds.base + kinds.size] = kinds
         for name, words in encoded.items():

@@ -16,7 +16,7 @@ from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_INTERVAL, RECORD_SAMPLE
 from vpmu.kernels.program_layout import CUR_POS
-from vpmu.kernels.stats import A_BUCKETS, A_CALLS, A_MAX, A_TOTAL, ACTION_NAMES
+from vpmu.kernels.stats import A_BUCKETS, A_MAX, ACTION_NAMES
 from vpmu.results import (
     ActionRow,
     CounterRow,
@@ -194,10 +194,10 @@ class Collector:
         """Return the latency of every guest action that was taken."""
         rows = []
         for name, words in zip(ACTION_NAMES, self.machine.table("action"), strict=True):
-            calls = int(words[int(A_CALLS)])
+            buckets = words[int(A_BUCKETS) :].reshape(-1, 2)
+            calls, total_ns = (int(part) for part in buckets.sum(axis=0))
             if not calls:
                 continue
-            buckets = words[int(A_BUCKETS) :].reshape(-1, 2)
             rows.append(
                 ActionRow(
                     action=name,
@@ -205,7 +205,7 @@ class Collector:
                     median_ns=_quantile(buckets, (calls + 1) // 2),
                     p99_ns=_quantile(buckets, -(-calls * 99 // 100)),
                     max_ns=int(words[int(A_MAX)]),
-                    total_ns=int(words[int(A_TOTAL)]),
+                    total_ns=total_ns,
                 )
             )
         return rows

@@ -19,12 +19,14 @@ _HEADER = '''"""Generated: calls the design whose number is in the run's row."""
 import numpy as np
 
 from vpmu.kernels.columns import R_DESIGN
+from vpmu.kernels.designs.access import access_kernel
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 
 Result = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 
 '''
-_ON_EVERY_ACCESS = ("vm_entry", "vm_exit")
+_ACCESS = ("set_msr", "get_msr", "rdpmc", "vm_entry", "vm_exit")
+"""What an access is made of, in the order of `access_kernel`'s parameters."""
 _PARAMETERS = "s, v, p, index, value, now"
 _ANNOTATED = "s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64"
 
@@ -34,22 +36,31 @@ def source(names: list[str]) -> str:
     lines = [_HEADER]
     for name in names:
         module = load_design(name).__name__
-        imports = [f"{function} as {name}_{function}" for function in FUNCTIONS]
+        imports = [f"{function} as {name}_{function}" for function in (*FUNCTIONS, "INTERCEPTS")]
         lines.append(f"from {module} import {', '.join(imports)}")
+    for name in names:
+        parts = ", ".join(f"{name}_{function}" for function in _ACCESS)
+        lines.append(f"{name}_access = access_kernel({parts}, intercepts={name}_INTERCEPTS)")
+    lines += _switch("access", names, "s: Arena, p: np.uint64, v: np.uint64, g: np.uint64", "s, p, v, g")
     for function in FUNCTIONS:
-        lines += [
-            "",
-            "",
-            "@inlined" if function in _ON_EVERY_ACCESS else "@kernel",
-            f"def {function}({_ANNOTATED}) -> Result:",
-            '    """Call the run\'s design."""',
-        ]
-        lines.append("    design = s[R_DESIGN]")
-        for number, name in enumerate(names[:-1]):
-            lines.append(f"    if design == U64({number}):")
-            lines.append(f"        return {name}_{function}({_PARAMETERS})")
-        lines.append(f"    return {names[-1]}_{function}({_PARAMETERS})")
+        lines += _switch(function, names, _ANNOTATED, _PARAMETERS)
     return "\n".join(lines) + "\n"
+
+
+def _switch(function: str, names: list[str], annotated: str, parameters: str) -> list[str]:
+    """Return the lines of the kernel that calls one function of the run's design."""
+    lines = [
+        "",
+        "",
+        "@kernel",
+        f"def {function}({annotated}) -> Result:",
+        '    """Call the run\'s design."""',
+        "    design = s[R_DESIGN]",
+    ]
+    for number, name in enumerate(names[:-1]):
+        lines.append(f"    if design == U64({number}):")
+        lines.append(f"        return {name}_{function}({parameters})")
+    return [*lines, f"    return {names[-1]}_{function}({parameters})"]
 
 
 def _load() -> ModuleType:
@@ -70,6 +81,7 @@ def _load() -> ModuleType:
 
 
 _module = _load()
+access = _module.access
 set_msr = _module.set_msr
 get_msr = _module.get_msr
 rdpmc = _module.rdpmc

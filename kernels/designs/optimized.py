@@ -82,9 +82,9 @@ from vpmu.kernels.designs.common import (
 from vpmu.kernels.events import constraint_mask
 from vpmu.kernels.hardware import GP, OK, hw_eventsel, hw_fixed_ctrl, hw_global, slots_of
 from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE, CALL_UPDATE
-from vpmu.kernels.integers import U0, U1, U2, U3, U8, lowest_bit, sign_extend32
+from vpmu.kernels.integers import U0, U1, U2, U8, lowest_bit, sign_extend32
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
-from vpmu.kernels.msr import EVENTSEL_EN, FIXED_PMI, LVT_MASKED
+from vpmu.kernels.msr import EVENTSEL_EN, FIXED_PMI, LVT_MASKED, changed_fields
 from vpmu.kernels.perf.schedule import fixed_field, slot_bit
 
 DESCRIPTION = "RFC v2 of 2019: counters are allocated once and driven by KVM, saved and restored at switches"
@@ -357,14 +357,14 @@ def _locally_enabled_slots(s: Arena, v: np.uint64) -> np.uint64:
 def _fixed_ctrl(s: Arena, v: np.uint64, p: np.uint64, value: np.uint64, now: np.uint64) -> np.uint64:
     """Store FIXED_CTR_CTRL, field by field, as each change is carried to the hardware; return the cost."""
     ns = U0
-    changed = s[v + V_FIXED_CTRL] ^ value
-    for i in range(U3):
-        shift = U64(i) << U2
-        if (changed >> shift) & _FIELD != U0:
-            slot = FIXED_SLOT + U64(i)
-            before = perf_config(s, v, slot)
-            s[v + V_FIXED_CTRL] = (s[v + V_FIXED_CTRL] & ~(_FIELD << shift)) | (value & (_FIELD << shift))
-            ns += _control(s, v, p, slot, before, now)
+    changed = changed_fields(s[v + V_FIXED_CTRL], value)
+    while changed != U0:
+        shift = lowest_bit(changed)
+        changed &= changed - U1
+        slot = FIXED_SLOT + (shift >> U2)
+        before = perf_config(s, v, slot)
+        s[v + V_FIXED_CTRL] = (s[v + V_FIXED_CTRL] & ~(_FIELD << shift)) | (value & (_FIELD << shift))
+        ns += _control(s, v, p, slot, before, now)
     s[v + V_FIXED_CTRL] = value
     return ns
 

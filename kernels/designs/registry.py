@@ -27,7 +27,7 @@ FUNCTIONS = (
 )
 """The kernels that every design defines."""
 
-_NOT_DESIGNS = {"__init__", "common", "dispatch", "registry"}
+_NOT_DESIGNS = {"__init__", "access", "common", "dispatch", "registry"}
 _extra: dict[str, Path] = {}
 
 

@@ -35,6 +35,7 @@ from vpmu.kernels.columns import (
     R_ACCESSES,
     R_LOG_CAPACITY,
     R_LOG_COUNT,
+    T_FRESH,
     T_STILL,
     TH_CURSOR,
     TH_END,
@@ -51,11 +52,32 @@ from vpmu.kernels.guest.driver import (
 )
 from vpmu.kernels.guest.sessions import close_session
 from vpmu.kernels.guest.threads import THREAD_REPLAY, end_of_work
-from vpmu.kernels.guest.truth import truth_read, truth_still, truth_write
-from vpmu.kernels.integers import U0, U1, U2, U8, U16
+from vpmu.kernels.guest.truth import (
+    truth_counter,
+    truth_eventsel,
+    truth_fixed_ctrl,
+    truth_full_counter,
+    truth_global_ctrl,
+    truth_ovf_ctrl,
+    truth_read,
+    truth_runs,
+    truth_still,
+)
+from vpmu.kernels.integers import U0, U1, U2, U3, U8, U16
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.log import RECORD_ACCESS, head_word, keeps, log_record, mix
-from vpmu.kernels.msr import FIXED_CTR0, FULL_PMC0, PMC0, RDPMC_FIXED
+from vpmu.kernels.msr import (
+    EVENTSEL0,
+    FIXED_CTR0,
+    FIXED_CTR_CTRL,
+    FULL_PMC0,
+    GLOBAL_CTRL,
+    GLOBAL_OVF_CTRL,
+    GLOBAL_STATUS,
+    LVTPC,
+    PMC0,
+    RDPMC_FIXED,
+)
 from vpmu.kernels.perf.interrupt import (
     ACCESS_RDPMC,
     ACCESS_WRITE,
@@ -75,7 +97,17 @@ from vpmu.kernels.perf.queue import (
     pop,
 )
 from vpmu.kernels.program_layout import CUR_POS
-from vpmu.kernels.stats import ACTION_RDPMC, action_of_msr, record_action
+from vpmu.kernels.stats import (
+    ACTION_COUNTER,
+    ACTION_DISABLE,
+    ACTION_ENABLE,
+    ACTION_EVENTSEL,
+    ACTION_FIXED_CTRL,
+    ACTION_LVTPC,
+    ACTION_RDPMC,
+    ACTION_STATUS,
+    record_action,
+)
 
 GUEST_ACCESS = U64(1)
 """It executes an intercepted instruction: G_OPERATION, G_REGISTER, G_VALUE."""
@@ -253,12 +285,14 @@ def guest_go(
         until = limit
         if s[g + G_IN_KERNEL] == U0:
             until = min(limit, s[g + G_TIMER_AT])
+        if s[g + T_FRESH] != U0:
+            truth_runs(s, g)
         now, overflowed = run_code(s, g, now, until)
         if overflowed:
             return now, GUEST_OVERFLOW
 
 
-@kernel
+@inlined
 def guest_complete(
     s: Arena, log: Arena, g: np.uint64, now: np.uint64, outcome: np.uint64, value: np.uint64
 ) -> None:
@@ -279,51 +313,93 @@ def guest_complete(
     """
     operation = s[g + G_OPERATION]
     register = s[g + G_REGISTER]
-    word = s[g + G_VALUE] if operation == ACCESS_WRITE else value
+    writes = operation == ACCESS_WRITE
+    word = s[g + G_VALUE] if writes else value
     cost = now - s[g + G_ACCESSED_AT]
     s[g + G_ACCESSES] += U1
     s[R_ACCESSES] += U1
     what = operation | (outcome << U8) | (register << U16)
     s[g + G_HASH] = mix(s[g + G_HASH], now, what, word)
-    if s[R_LOG_CAPACITY] != U0 and keeps(s, RECORD_ACCESS) and s[g + G_LOG] != U0:
+    if keeps(s, RECORD_ACCESS) and s[R_LOG_CAPACITY] != U0 and s[g + G_LOG] != U0:
         _log_access(s, log, g, outcome, word, cost)
     if outcome != U0:
         s[g + G_FAULTS] += U1
-    elif operation == ACCESS_WRITE:
-        truth_write(s, g, register, word)
+    ok = outcome == U0
+    if operation == ACCESS_RDPMC:
+        action = ACTION_RDPMC
+        if ok:
+            _rdpmc_compare(s, g, register, value)
     else:
-        gain = _compare(s, g, operation, register, value)
-        if s[g + G_MICRO] == OP_RDPMC:
-            s[s[g + G_MICRO_EVENT] + E_TRUTH] += gain
+        action = _follow(s, g, register, word, writes, ok)
+    record_action(s, action, cost)
     code = s[g + G_MICRO]
     if code == OP_READ_FIXED_CTRL:
         s[g + G_KEPT] = value
-    elif code != OP_NONE and operation != ACCESS_WRITE:
+    elif code != OP_NONE and not writes:
         access_done(s, g + G_CPU_HW, code, s[g + G_MICRO_EVENT], value)
-    if operation == ACCESS_RDPMC:
-        record_action(s, ACTION_RDPMC, cost)
-    else:
-        record_action(s, action_of_msr(register, word, operation == ACCESS_WRITE), cost)
+
+
+@inlined
+def _follow(s: Arena, g: np.uint64, msr: np.uint64, word: np.uint64, writes: bool, ok: bool) -> np.uint64:
+    """Let the truth follow an access to an MSR, unless it faulted; return the action it counts as.
+
+    The register is decoded once for both.
+    """
+    if msr == GLOBAL_CTRL:
+        if writes and ok:
+            truth_global_ctrl(s, g, word)
+        return ACTION_DISABLE if writes and word == U0 else ACTION_ENABLE
+    if msr - EVENTSEL0 < U8:
+        if writes and ok:
+            truth_eventsel(s, g, msr - EVENTSEL0, word)
+        return ACTION_EVENTSEL
+    if msr == FIXED_CTR_CTRL:
+        if writes and ok:
+            truth_fixed_ctrl(s, g, word)
+        return ACTION_FIXED_CTRL
+    if msr == GLOBAL_STATUS:
+        return ACTION_STATUS
+    if msr == LVTPC:
+        return ACTION_LVTPC
+    if msr == GLOBAL_OVF_CTRL:
+        if writes and ok:
+            truth_ovf_ctrl(s, g, word)
+        return ACTION_STATUS
+    if ok:
+        _follow_counter(s, g, msr, word, writes)
+    return ACTION_COUNTER
 
 
 @kernel
-def _compare(
-    s: Arena, g: np.uint64, operation: np.uint64, register: np.uint64, value: np.uint64
-) -> np.uint64:
-    """Hold a counter that was read against the truth; return what it had to count since the last time."""
-    if operation == ACCESS_RDPMC:
-        if register < U8:
-            return truth_read(s, g, register, value)
-        if register - RDPMC_FIXED < U64(3):
-            return truth_read(s, g, FIXED_SLOT + (register - RDPMC_FIXED), value)
-        return U0
-    if register - PMC0 < U8:
-        return truth_read(s, g, register - PMC0, value)
-    if register - FULL_PMC0 < U8:
-        return truth_read(s, g, register - FULL_PMC0, value)
-    if register - FIXED_CTR0 < U64(3):
-        return truth_read(s, g, FIXED_SLOT + (register - FIXED_CTR0), value)
-    return U0
+def _follow_counter(s: Arena, g: np.uint64, msr: np.uint64, word: np.uint64, writes: bool) -> None:
+    """Let the truth follow an access to a counter by its MSR; other registers do not concern it."""
+    if msr - FULL_PMC0 < U8:
+        if writes:
+            truth_full_counter(s, g, msr - FULL_PMC0, word)
+        else:
+            truth_read(s, g, msr - FULL_PMC0, word)
+        return
+    slot = msr - PMC0
+    if slot >= U8:
+        slot = FIXED_SLOT + (msr - FIXED_CTR0)
+        if slot - FIXED_SLOT >= U3:
+            return
+    if writes:
+        truth_counter(s, g, slot, word)
+    else:
+        truth_read(s, g, slot, word)
+
+
+@kernel
+def _rdpmc_compare(s: Arena, g: np.uint64, index: np.uint64, value: np.uint64) -> None:
+    """Hold a counter that RDPMC read against the truth; what it had to count goes to its event."""
+    gain = U0
+    if index < U8:
+        gain = truth_read(s, g, index, value)
+    elif index - RDPMC_FIXED < U64(3):
+        gain = truth_read(s, g, FIXED_SLOT + (index - RDPMC_FIXED), value)
+    if s[g + G_MICRO] == OP_RDPMC:
+        s[s[g + G_MICRO_EVENT] + E_TRUTH] += gain
 
 
 @kernel

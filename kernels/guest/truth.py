@@ -23,6 +23,7 @@ from vpmu.kernels.columns import (
     T_EDGE,
     T_EVENTSEL,
     T_FIXED_CTRL,
+    T_FRESH,
     T_GLOBAL_CTRL,
     T_LOST,
     T_MEANING,
@@ -39,16 +40,8 @@ from vpmu.kernels.columns import (
 )
 from vpmu.kernels.events import FIXED_KIND, KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES, event_kind
 from vpmu.kernels.integers import MASK32, U0, U1, U2, U3, U4, U8, U16, lowest_bit, popcount
-from vpmu.kernels.jit import U64, Arena, kernel
-from vpmu.kernels.msr import (
-    EVENTSEL0,
-    FIXED_CTR0,
-    FIXED_CTR_CTRL,
-    FULL_PMC0,
-    GLOBAL_CTRL,
-    GLOBAL_OVF_CTRL,
-    PMC0,
-)
+from vpmu.kernels.jit import U64, Arena, inlined, kernel
+from vpmu.kernels.msr import changed_fields
 from vpmu.kernels.program import program_count
 
 _KINDS = np.array([int(kind) for kind in FIXED_KIND], dtype=np.uint64)
@@ -56,7 +49,6 @@ _SIGN = U64(1 << 31)
 _EN = U64(22)
 _INT = U64(20)
 _KIND = U64(0xFF)
-_FIELD = U64(15)
 
 
 @kernel
@@ -111,7 +103,7 @@ def _slots(bits: np.uint64) -> np.uint64:
 
 @kernel
 def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
-    """Add what was retired since _open() to a counter's count; note a wrap, and the PMI due for it.
+    """Add what was retired since truth_runs() to a counter's count; note a wrap, and the PMI due for it.
 
     What was retired while the counter stood still is kept apart.
     """
@@ -125,42 +117,52 @@ def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
         s[g + T_DUE] += s[g + T_MEANING + slot] >> U16
 
 
+@inlined
+def _off(s: Arena, g: np.uint64, slots: np.uint64) -> None:
+    """Close the accounts of counters that go off; those that went on since code ran have counted nothing."""
+    ran = slots & ~s[g + T_FRESH]
+    s[g + T_FRESH] &= ~slots
+    while ran != U0:
+        _close(s, g, lowest_bit(ran))
+        ran &= ran - U1
+
+
+@inlined
+def _on(s: Arena, g: np.uint64, slots: np.uint64) -> None:
+    """Open the accounts of counters that go on: from where code runs next."""
+    s[g + T_FRESH] |= slots
+
+
 @kernel
-def _open(s: Arena, g: np.uint64, slot: np.uint64) -> None:
-    """Take down the running total as a counter goes on."""
-    s[g + T_EDGE + slot] = _total(s, g, slot)
+def truth_runs(s: Arena, g: np.uint64) -> None:
+    """Take down the running totals of counters that went on, before code runs; see T_FRESH."""
+    fresh = s[g + T_FRESH]
+    s[g + T_FRESH] = U0
+    while fresh != U0:
+        slot = lowest_bit(fresh)
+        fresh &= fresh - U1
+        s[g + T_EDGE + slot] = _total(s, g, slot)
 
 
 @kernel
 def truth_pause(s: Arena, g: np.uint64) -> None:
     """Close all intervals: another thread comes, or the account is read."""
-    on = s[g + T_ON]
-    while on != U0:
-        _close(s, g, lowest_bit(on))
-        on &= on - U1
+    _off(s, g, s[g + T_ON])
 
 
 @kernel
 def truth_resume(s: Arena, g: np.uint64) -> None:
     """Open the intervals again."""
-    on = s[g + T_ON]
-    while on != U0:
-        _open(s, g, lowest_bit(on))
-        on &= on - U1
+    _on(s, g, s[g + T_ON])
 
 
 @kernel
 def truth_still(s: Arena, g: np.uint64) -> None:
     """Follow the host's report of counters that stand still, before the guest goes on."""
     changed = (s[g + G_STILL] ^ s[g + T_STILL]) & s[g + T_ON]
-    left = changed
-    while left != U0:
-        _close(s, g, lowest_bit(left))
-        left &= left - U1
+    _off(s, g, changed)
     s[g + T_STILL] = s[g + G_STILL]
-    while changed != U0:
-        _open(s, g, lowest_bit(changed))
-        changed &= changed - U1
+    _on(s, g, changed)
 
 
 @kernel
@@ -169,90 +171,80 @@ def _refresh(s: Arena, g: np.uint64, slot: np.uint64) -> None:
     _programmed(s, g, slot)
     if (s[g + T_ARMED] & _slots(s[g + T_GLOBAL_CTRL])) >> slot & U1 != U0:
         s[g + T_ON] |= U1 << slot
-        _open(s, g, slot)
+        _on(s, g, U1 << slot)
 
 
 @kernel
 def _control(s: Arena, g: np.uint64, slot: np.uint64) -> None:
     """Turn a counter's account off before its control changes."""
     if (s[g + T_ON] >> slot) & U1 != U0:
-        _close(s, g, slot)
+        _off(s, g, U1 << slot)
         s[g + T_ON] &= ~(U1 << slot)
 
 
 @kernel
-def _global_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
+def truth_global_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
     """Follow a write of GLOBAL_CTRL."""
     s[g + T_GLOBAL_CTRL] = value
     enabled = s[g + T_ARMED] & _slots(value)
-    off = s[g + T_ON] & ~enabled
-    on = enabled & ~s[g + T_ON]
+    before = s[g + T_ON]
     s[g + T_ON] = enabled
-    while off != U0:
-        _close(s, g, lowest_bit(off))
-        off &= off - U1
-    while on != U0:
-        _open(s, g, lowest_bit(on))
-        on &= on - U1
+    _off(s, g, before & ~enabled)
+    _on(s, g, enabled & ~before)
 
 
 @kernel
-def _fixed_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
+def truth_fixed_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
     """Follow a write of FIXED_CTR_CTRL."""
-    changed = s[g + T_FIXED_CTRL] ^ value
-    for i in range(U3):
-        if (changed >> (U64(i) << U2)) & _FIELD != U0:
-            _control(s, g, FIXED_SLOT + U64(i))
+    changed = changed_fields(s[g + T_FIXED_CTRL], value)
+    left = changed
+    while left != U0:
+        _control(s, g, FIXED_SLOT + (lowest_bit(left) >> U2))
+        left &= left - U1
     s[g + T_FIXED_CTRL] = value
-    for i in range(U3):
-        if (changed >> (U64(i) << U2)) & _FIELD != U0:
-            _refresh(s, g, FIXED_SLOT + U64(i))
+    while changed != U0:
+        _refresh(s, g, FIXED_SLOT + (lowest_bit(changed) >> U2))
+        changed &= changed - U1
 
 
 @kernel
-def truth_write(s: Arena, g: np.uint64, msr: np.uint64, value: np.uint64) -> None:
-    """Follow a WRMSR that the guest carried out without a fault.
+def truth_eventsel(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> None:
+    """Follow a write of an event selector."""
+    _control(s, g, slot)
+    s[g + T_EVENTSEL + slot] = value
+    _refresh(s, g, slot)
 
-    Parameters
-    ----------
-    s : uint64[n]
-        The arena.
-    g : uint64
-        Offset of the guest row.
-    msr, value : uint64
-    """
-    if msr == GLOBAL_CTRL:
-        _global_ctrl(s, g, value)
-    elif msr == FIXED_CTR_CTRL:
-        _fixed_ctrl(s, g, value)
-    elif msr - EVENTSEL0 < U8:
-        slot = msr - EVENTSEL0
-        _control(s, g, slot)
-        s[g + T_EVENTSEL + slot] = value
-        _refresh(s, g, slot)
-    elif msr == GLOBAL_OVF_CTRL:
-        s[g + T_TAKEN] += popcount(value & U64(0x7000000FF))
-    elif msr - PMC0 < U8:
-        word = ((value & MASK32) ^ _SIGN) - _SIGN
-        _count_written(s, g, msr - PMC0, word & s[g + G_MASK])
-    elif msr - FULL_PMC0 < U8 and s[g + G_FULL_WIDTH] != U0:
-        _count_written(s, g, msr - FULL_PMC0, value)
-    elif msr - FIXED_CTR0 < U3:
-        _count_written(s, g, FIXED_SLOT + (msr - FIXED_CTR0), value & s[g + G_MASK])
+
+@inlined
+def truth_ovf_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
+    """Follow a write of GLOBAL_OVF_CTRL: the guest has taken those overflows."""
+    s[g + T_TAKEN] += popcount(value & U64(0x7000000FF))
+
+
+@inlined
+def truth_counter(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> None:
+    """Follow a write of a counter; by its old number a general-purpose one takes 32 bits, sign-extended."""
+    word = value if slot >= FIXED_SLOT else ((value & MASK32) ^ _SIGN) - _SIGN
+    _count_written(s, g, slot, word & s[g + G_MASK])
+
+
+@inlined
+def truth_full_counter(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> None:
+    """Follow a write of a counter by its full-width number."""
+    if s[g + G_FULL_WIDTH] != U0:
+        _count_written(s, g, slot, value)
 
 
 @kernel
 def _count_written(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> None:
     """Follow a write of a counter."""
-    on = (s[g + T_ON] >> slot) & U1 != U0
-    if on:
-        _close(s, g, slot)
+    on = s[g + T_ON] & (U1 << slot)
+    _off(s, g, on)
     s[g + T_BASE + slot] = value
     s[g + T_COUNT + slot] = U0
     s[g + T_SEEN + slot] = U0
     s[g + T_LOST + slot] = U0
-    if on:
-        _open(s, g, slot)
+    _on(s, g, on)
 
 
 @kernel
@@ -275,9 +267,9 @@ def truth_read(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> np.
     uint64, events
         What the counter had to count since it was last read or written.
     """
-    if (s[g + T_ON] >> slot) & U1 != U0:
-        _close(s, g, slot)
-        _open(s, g, slot)
+    on = s[g + T_ON] & (U1 << slot)
+    _off(s, g, on)
+    _on(s, g, on)
     expected = (s[g + T_BASE + slot] + s[g + T_COUNT + slot]) & s[g + G_MASK]
     gain = s[g + T_COUNT + slot] - s[g + T_SEEN + slot] + s[g + T_LOST + slot]
     s[g + T_READS] += U1

@@ -27,20 +27,13 @@ from vpmu.kernels.columns import (
     P_TICK_NS,
     P_TICKED,
     P_TSC_RATE,
+    R_CONSTANT,
     R_COSTS,
     R_INTERCEPTS,
     R_SCRATCH,
     R_SEED,
 )
-from vpmu.kernels.costs import (
-    C_BASE,
-    C_MEDIAN,
-    C_SPREAD,
-    COST_COLUMNS,
-    COST_HOST_IRQ,
-    COST_L1D_FLUSH,
-    draw_cost,
-)
+from vpmu.kernels.costs import C_SPREAD, COST_COLUMNS, COST_HOST_IRQ, COST_L1D_FLUSH, draw_cost
 from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES
 from vpmu.kernels.hardware import hw_count
 from vpmu.kernels.integers import NEVER, U0, U1, lowest_bit, rate_at
@@ -101,9 +94,18 @@ def cost(s: Arena, actor: np.uint64, index_at: np.uint64, which: np.uint64) -> n
     -------
     uint64, ns
     """
+    ns = s[R_CONSTANT + which]
+    if ns != U0:
+        return ns
+    return _drawn_cost(s, actor, index_at, which)
+
+
+@kernel
+def _drawn_cost(s: Arena, actor: np.uint64, index_at: np.uint64, which: np.uint64) -> np.uint64:
+    """Return the duration of an operation with a spread, or of one that takes no time."""
     row = s[R_COSTS] + which * _COLUMNS
     if s[row + C_SPREAD] == U0:
-        return s[row + C_BASE] + s[row + C_MEDIAN]
+        return U0
     s[index_at] += U1
     return draw_cost(s, row, s[R_SEED], actor, s[index_at])
 
@@ -134,6 +136,21 @@ def spend(s: Arena, p: np.uint64, cause: np.uint64, ns: np.uint64) -> None:
         _spend(s, p, end)
     else:
         s[p + P_NOW] = end
+
+
+@inlined
+def pass_time(s: Arena, p: np.uint64, now: np.uint64, ns: np.uint64, counting: np.uint64) -> np.uint64:
+    """Let host code run from ``now`` for ``ns``, as spend() does, and return when it ends.
+
+    The clock's word is left alone where nothing comes in between; booking the time is the caller's, and so is
+    knowing the slots that may count host code, HW_HOST_SLOTS.
+    """
+    end = now + ns
+    if s[p + P_IRQ_AT] < end or s[p + HW_ARMED] & counting != U0:
+        s[p + P_NOW] = now
+        _spend(s, p, end)
+        return s[p + P_NOW]
+    return end
 
 
 @kernel

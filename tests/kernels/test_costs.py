@@ -109,7 +109,7 @@ def test_draw_cost_is_the_constant_part_plus_the_draw(
 
 def test_the_table_holds_the_profile_s_figures():
     table = encode_costs({"exit": (700, 0, 0), "halt_wake": (1, 2, 3)}, default=(4, 5, 6))
-    assert table.shape == (26, 3)
+    assert table.shape == (27, 3)
     assert table.dtype == np.uint64
     assert table[0].tolist() == [700, 0, 0]
     assert table[25].tolist() == [1, 2, 3]
