@@ -5,7 +5,7 @@ session, the ELF images that make its symbols resolve, and each ``perf stat`` se
 as a file for ``perf stat report``. The formats are those of perf 6.1.
 
 `layout` has the file's frame, `attr` the events, `features` what ``perf report --header`` shows, `records`
-what perf notes beside samples, `encode` the samples, `writer` the file; `elf` and `symbols` the images; `plan`
-says which threads and vCPUs a session has, `spool` puts the records of several vCPUs in order; `stat_file`,
+what perf notes beside samples, `encode` the samples, `writer` the file; `elf` and `symbols` the images;
+`plan` says which threads and vCPUs a session has, `spool` puts several vCPUs' records in order; `stat_file`,
 `stat_rows`, `stat_metrics` and `stat_text` are perf stat's.
 """

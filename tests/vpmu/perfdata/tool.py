@@ -1,0 +1,27 @@
+"""The real perf, and where it is missing, why a test is skipped."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+needs_perf = pytest.mark.skipif(
+    shutil.which("perf") is None, reason="perf is not installed (Debian: linux-perf)"
+)
+
+
+def perf(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run perf in the C locale, with no configuration of the user's."""
+    environment = os.environ | {"LC_ALL": "C", "PERF_CONFIG": "/dev/null", "PAGER": "cat"}
+    return subprocess.run(
+        ["perf", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+    )
+
+
+def perf_says(*arguments: object, cwd: Path) -> str:
+    """Return perf's standard output; it must succeed and have nothing to complain about."""
+    done = perf(*arguments, cwd=cwd)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
