@@ -1,4 +1,4 @@
-"""Reads perf.data and ELF files for the tests: from the formats' description, sharing nothing with the writer."""
+"""Reads perf.data and ELF files for the tests; it shares nothing with what writes them."""
 
 import struct
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from typing import Any
 SAMPLE, THROTTLE, UNTHROTTLE, FORK, EXIT, COMM, MMAP, MMAP2, LOST = 9, 5, 6, 7, 4, 3, 1, 10, 2
 FINISHED_ROUND = 68
 NAMES = {
-    SAMPLE: "sample", THROTTLE: "throttle", UNTHROTTLE: "unthrottle", FORK: "fork", EXIT: "exit", COMM: "comm",
-    MMAP: "mmap", MMAP2: "mmap2", LOST: "lost", FINISHED_ROUND: "round",
+    SAMPLE: "sample", THROTTLE: "throttle", UNTHROTTLE: "unthrottle", FORK: "fork", EXIT: "exit",
+    COMM: "comm", MMAP: "mmap", MMAP2: "mmap2", LOST: "lost", FINISHED_ROUND: "round",
 }  # fmt: skip
 
 

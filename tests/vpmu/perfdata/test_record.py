@@ -313,7 +313,7 @@ def test_perf_takes_throttles(throttled: Run):
 
 
 def test_files_do_not_depend_on_processes(tmp_path: Path):
-    short = FLEET.replace('until = "2 s"', 'until = "40 ms"').replace("30 ms", "10 ms")
+    short = FLEET.replace('until = "2 s"', 'until = "20 ms"').replace("30 ms", "8 ms")
     alone = run(tmp_path / "alone", short, "optimized")
     ways: dict[str, dict[str, object]] = {
         "workers": {"workers": 2, "place": "spread"},

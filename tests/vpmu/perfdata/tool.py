@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-needs_perf = pytest.mark.skipif(
-    shutil.which("perf") is None, reason="perf is not installed (Debian: linux-perf)"
+_FOUND = shutil.which("perf")
+_VERSION = subprocess.run(["perf", "--version"], capture_output=True, text=True).stdout if _FOUND else ""
+
+needs_perf = pytest.mark.skipif(_FOUND is None, reason="perf is not installed (Debian: linux-perf)")
+
+needs_perf_6_1 = pytest.mark.skipif(
+    not _VERSION.startswith("perf version 6.1."),
+    reason="perf 6.1 is not installed, whose formats these are (Debian 12: linux-perf)",
 )
 
 
