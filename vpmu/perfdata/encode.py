@@ -130,21 +130,24 @@ def encode(records: Words, cpus: Words | int, tables: Tables) -> Words:
     -------
     uint64[words]
     """
-    kinds = records[:, 0] & _KIND
-    if (kinds == RECORD_SAMPLE).all():
-        return _samples(records, cpus, tables)
-    parts: list[Words] = []
-    where = np.broadcast_to(np.asarray(cpus), len(records))
-    is_sample = kinds == RECORD_SAMPLE
-    cuts = np.flatnonzero(np.diff(is_sample)) + 1
-    for chunk, at in zip(np.split(records, cuts), np.split(where, cuts), strict=True):
-        of = _samples if chunk[0, 0] & _KIND == RECORD_SAMPLE else _others
-        parts.append(of(chunk, at, tables))
-    return np.concatenate(parts)
+    is_sample = records[:, 0] & _KIND == RECORD_SAMPLE
+    if is_sample.all():
+        return _cut(*_samples(records, cpus, tables))
+    where = np.broadcast_to(np.asarray(cpus, dtype=np.uint64), len(records))
+    parts = [
+        (chosen, *encoder(records[chosen], where[chosen], tables))
+        for chosen, encoder in ((np.flatnonzero(is_sample), _samples), (np.flatnonzero(~is_sample), _others))
+    ]
+    rows = np.zeros((len(records), max(part.shape[1] for _, part, _ in parts)), dtype=np.uint64)
+    sizes = np.zeros(len(records), dtype=np.uint64)
+    for chosen, part, size in parts:
+        rows[chosen, : part.shape[1]] = part
+        sizes[chosen] = size
+    return _cut(rows, sizes)
 
 
-def _samples(records: Words, cpus: Words | int, tables: Tables) -> Words:
-    """Return samples: SAMPLE_ID, IP, TID, TIME, CPU, PERIOD and call chain."""
+def _samples(records: Words, cpus: Words | int, tables: Tables) -> tuple[Words, Words]:
+    """Return samples (id, ip, thread, time, CPU, period, call chain), and the size of each in words."""
     extra = records[:, 7]
     user = (extra >> _U48) & _KIND != 0
     event = (extra >> _U16) & _KIND
@@ -172,11 +175,11 @@ def _samples(records: Words, cpus: Words | int, tables: Tables) -> Words:
         size += depth + 3
     misc = np.where(user, np.uint64(MISC_USER << 32), np.uint64(MISC_KERNEL << 32))
     rows[:, 0] = np.uint64(PERF_SAMPLE) | misc | (size << np.uint64(51))
-    return _cut(rows, size)
+    return rows, size
 
 
-def _others(records: Words, cpus: Words | int, tables: Tables) -> Words:
-    """Return THROTTLE, UNTHROTTLE, EXIT and LOST, with their trailers."""
+def _others(records: Words, cpus: Words | int, tables: Tables) -> tuple[Words, Words]:
+    """Return THROTTLE, UNTHROTTLE, EXIT and LOST with their trailers, and the size of each in words."""
     head = records[:, 0]
     kinds = head & _KIND
     is_exit = kinds == RECORD_EXIT
@@ -199,7 +202,7 @@ def _others(records: Words, cpus: Words | int, tables: Tables) -> Words:
     trailer = np.where(is_lost, 3, 4)
     for offset, words in enumerate((task, records[:, 1], tables.cpus[cpus], ids)):
         rows[np.arange(len(rows)), np.minimum(trailer + offset, 7)] = words
-    return _cut(rows, size)
+    return rows, size
 
 
 def _cut(rows: Words, size: Words) -> Words:

@@ -66,7 +66,7 @@ class PerfOutput:
         self.directory = directory / machine.design / PERF_DIRECTORY
         self._part = self.directory.with_name(f".{PERF_DIRECTORY}.part")
         shutil.rmtree(self._part, ignore_errors=True)
-        self._scenario = scenario
+        self._cpus = {host.name: load_profile(host.profile).cpu for host in scenario.hosts}
         self._sessions = plan_sessions(machine, scenario)
         self._kernel = kernel_image(KERNEL_NAME)
         self._objects = program_objects(
@@ -102,12 +102,14 @@ class PerfOutput:
     def complete(self, result: DesignResult) -> None:
         """Complete all files, those of perf stat from the run's result, and give the directory its name."""
         from vpmu.perfdata.stat_file import write_stat_session
+        from vpmu.perfdata.stat_rows import Index
 
         for file in self.files:
             file.close()
+        index = Index(result)
         for session in self._sessions:
             if session.spec.tool == "stat":
-                write_stat_session(self._part, session, self._system(session), result)
+                write_stat_session(self._part, session, self._system(session), index)
         remove_perf_files(self.directory.parent)
         try:
             self._part.replace(self.directory)
@@ -126,7 +128,7 @@ class PerfOutput:
 
     def _system(self, session: PlannedSession) -> System:
         """Return what the files say of a session's VM; a guest sees its host's CPU."""
-        cpu = load_profile(self._scenario.host(session.machine_spec.host).profile).cpu
+        cpu = self._cpus[session.machine_spec.host]
         cpu_id = f"GenuineIntel,{cpu.family},{cpu.model_number},1"
         return System(session.vm, GUEST_RELEASE, session.machine_spec.vcpus, cpu.model, cpu_id)
 

@@ -18,13 +18,12 @@ from vpmu.perfdata.layout import (
     PerfFile,
     record,
 )
-from vpmu.perfdata.stat_rows import Reading, StatSession, stat_session
+from vpmu.perfdata.stat_rows import Index, Reading, StatSession, stat_session
 from vpmu.perfdata.stat_text import FORMATS, print_session
 
 if TYPE_CHECKING:
     from vpmu.perfdata.features import System
     from vpmu.perfdata.plan import PlannedSession
-    from vpmu.results import DesignResult
 
 _NO_CPU: Final = 0xFFFFFFFF
 _AGGR_NONE: Final = 0
@@ -35,9 +34,7 @@ _COMM_BYTES: Final = 16
 _NS_PER_MS: Final = 1_000_000
 
 
-def write_stat_session(
-    directory: Path, session: PlannedSession, system: System, result: DesignResult
-) -> None:
+def write_stat_session(directory: Path, session: PlannedSession, system: System, result: Index) -> None:
     """Write a session's files: ``.data``, ``.txt``, ``.csv``, ``.json``.
 
     A session on whole vCPUs has the last three per CPU, too (``perf stat -A``).

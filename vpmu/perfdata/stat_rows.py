@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vpmu.perfdata.plan import PlannedSession
-    from vpmu.results import CounterRow, DesignResult
+    from vpmu.results import CounterRow, DesignResult, ThreadRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,20 @@ def _less(
     )
 
 
-def stat_session(session: PlannedSession, result: DesignResult) -> StatSession:
+class Index:
+    """A run's result, found by VM: a run may have thousands of sessions."""
+
+    def __init__(self, result: DesignResult) -> None:
+        self.end_ns = result.end_ns
+        self.counters: defaultdict[tuple[str, int, str], list[CounterRow]] = defaultdict(list)
+        self.threads: defaultdict[str, list[ThreadRow]] = defaultdict(list)
+        for row in result.counters:
+            self.counters[row.vm, row.vcpu, row.session].append(row)
+        for thread in result.threads:
+            self.threads[thread.vm].append(thread)
+
+
+def stat_session(session: PlannedSession, result: Index) -> StatSession:
     """Return what a session of a run counted."""
     rows = _rows(session, result)
     total = tuple(tuple(Reading(r.count, r.enabled_ns, r.running_ns) for r in event) for event in rows)
@@ -120,17 +134,10 @@ def stat_session(session: PlannedSession, result: DesignResult) -> StatSession:
     )
 
 
-def _rows(session: PlannedSession, result: DesignResult) -> list[list[CounterRow]]:
+def _rows(session: PlannedSession, result: Index) -> list[list[CounterRow]]:
     """Return the rows of a session's events, each over the vCPUs."""
-    found = {
-        place.cpu: [
-            row
-            for row in result.counters
-            if (row.vm, row.vcpu, row.session) == (session.vm, place.cpu, session.spec.name)
-        ]
-        for place in session.places
-    }
-    return [[found[place.cpu][event] for place in session.places] for event in range(len(session.events))]
+    found = [result.counters[session.vm, place.cpu, session.spec.name] for place in session.places]
+    return [[rows[event] for rows in found] for event in range(len(session.events))]
 
 
 def _rounds(session: PlannedSession, rows: Sequence[Sequence[CounterRow]]) -> list[Round]:
@@ -154,15 +161,13 @@ def _totals(row: CounterRow, most: int) -> list[Reading]:
     return list(accumulate(added))
 
 
-def _end_ns(session: PlannedSession, result: DesignResult) -> int:
+def _end_ns(session: PlannedSession, result: Index) -> int:
     """Return when a session's tool ended: at its stop, or with the programs that it measures."""
     watched = {(task.cpu, task.name) for task in session.measured}
     ends = [
         row.end_ns
-        for row in result.threads
-        if row.vm == session.vm
-        and (row.vcpu, row.thread) in watched
-        and (session.spec.thread or row.kind == "program")
+        for row in result.threads[session.vm]
+        if (row.vcpu, row.thread) in watched and (session.spec.thread or row.kind == "program")
     ]
     end = max(ends, default=result.end_ns)
     return end if session.stop_ns is None else min(end, session.stop_ns)
