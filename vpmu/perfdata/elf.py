@@ -9,14 +9,15 @@ import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 PAGE: Final = 4096
-_GAP: Final = 1 << 20
+_GAP: Final = 1 << 16
 """Functions further apart than this are in different sections."""
 _ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
 _SHT_PROGBITS, _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOTE = 1, 2, 3, 7
-_ALLOC_EXEC: Final = 2 | 4
+_ALLOC, _EXECUTE = 2, 4
+_HEADER_BYTES, _PROGRAM_BYTES, _SECTION_BYTES = 64, 56, 64
 _STB_GLOBAL_STT_FUNC: Final = 1 << 4 | 2
 _NT_GNU_BUILD_ID: Final = 3
 _NOP: Final = 0x90
@@ -49,6 +50,26 @@ class Image:
     mappings: tuple[Mapping, ...]
 
 
+class _Section(NamedTuple):
+    """A section, with what its header says of it."""
+
+    name: str
+    kind: int
+    content: bytes = b""
+    flags: int = 0
+    address: int = 0
+    link: int = 0
+    info: int = 0
+    entry: int = 0
+    align: int = 8
+
+    def header(self, name_at: int, offset: int) -> bytes:
+        """Return its entry in the table of sections."""
+        place = (self.flags, self.address, offset if self.kind else 0, len(self.content))
+        rest = (self.link, self.info, self.align, self.entry)
+        return struct.pack("<IIQQQQIIQQ", name_at, self.kind, *place, *rest)
+
+
 def make_image(symbols: Iterable[Symbol], *, is_library: bool = False) -> Image:
     """Return an ELF file with these functions.
 
@@ -63,17 +84,14 @@ def make_image(symbols: Iterable[Symbol], *, is_library: bool = False) -> Image:
     groups = _groups(ordered)
     mappings = _mappings(groups)
     table, names = _symbol_table(groups)
-    sections = [("", 0, 0, 0, b"", 0, 0)]
-    for number, mapping in enumerate(mappings):
-        name = f".text.{number}" if number else ".text"
-        code = bytes([_NOP]) * mapping.size
-        sections.append((name, _SHT_PROGBITS, _ALLOC_EXEC, mapping.address, code, 0, 0))
-    strings = len(sections) + 2
     build_id = hashlib.sha1(table + names + repr(mappings).encode(), usedforsecurity=False).digest()
-    sections += [
-        (".note.gnu.build-id", _SHT_NOTE, 2, 0, _note(build_id), 0, 0),
-        (".symtab", _SHT_SYMTAB, 0, 0, table, strings, 24),
-        (".strtab", _SHT_STRTAB, 0, 0, names, 0, 0),
+    code = [_code(number, mapping) for number, mapping in enumerate(mappings)]
+    sections = [
+        _Section("", 0, align=0),
+        *code,
+        _Section(".note.gnu.build-id", _SHT_NOTE, _note(build_id), flags=_ALLOC),
+        _Section(".symtab", _SHT_SYMTAB, table, link=len(code) + 3, info=1, entry=24),
+        _Section(".strtab", _SHT_STRTAB, names),
     ]
     return Image(_assemble(sections, mappings, is_library), build_id, mappings)
 
@@ -124,59 +142,55 @@ def _note(build_id: bytes) -> bytes:
     return struct.pack("<III4s", 4, len(build_id), _NT_GNU_BUILD_ID, b"GNU\0") + build_id
 
 
-def _assemble(
-    sections: list[tuple[str, int, int, int, bytes, int, int]],
-    mappings: Sequence[Mapping],
-    is_library: bool,
-) -> bytes:
+def _code(number: int, mapping: Mapping) -> _Section:
+    name = f".text.{number}" if number else ".text"
+    content = bytes([_NOP]) * mapping.size
+    return _Section(name, _SHT_PROGBITS, content, _ALLOC | _EXECUTE, mapping.address, align=PAGE)
+
+
+def _assemble(sections: list[_Section], mappings: Sequence[Mapping], is_library: bool) -> bytes:
     """Put header, program headers, sections and their table together; the code begins at the second page."""
-    section_names = b"".join(name.encode() + b"\0" for name, *_ in sections) + b".shstrtab\0"
-    sections = [*sections, (".shstrtab", _SHT_STRTAB, 0, 0, section_names, 0, 0)]
+    own_names = b"".join(section.name.encode() + b"\0" for section in sections) + b".shstrtab\0"
+    sections = [*sections, _Section(".shstrtab", _SHT_STRTAB, own_names)]
+    body = bytearray(PAGE)
+    table = b""
+    name_at = 0
+    for section in sections:
+        body += bytes(-len(body) % 8)
+        table += section.header(name_at, len(body))
+        body += section.content
+        name_at += len(section.name) + 1
+    body += bytes(-len(body) % 8)
+    front = _front(mappings, is_library, len(body), len(sections))
+    body[: len(front)] = front
+    return bytes(body) + table
+
+
+def _front(mappings: Sequence[Mapping], is_library: bool, sections_at: int, nr_sections: int) -> bytes:
+    """Return ELF header and program headers; if these are too many, none: only a loader would miss them."""
     programs = b"".join(
         struct.pack("<IIQQQQQQ", 1, 5, m.file_offset, m.address, m.address, m.size, m.size, PAGE)
         for m in mappings
     )
-    if 64 + len(programs) > PAGE:
-        programs = b""  # only a loader would miss them
-    body = bytearray(PAGE)
-    table = b""
-    name_at = 0
-    for name, kind, flags, address, content, link, entry in sections:
-        info = 1 if kind == _SHT_SYMTAB else 0
-        align = PAGE if kind == _SHT_PROGBITS else 8 if kind else 0
-        body += bytes(-len(body) % 8)
-        table += struct.pack(
-            "<IIQQQQIIQQ",
-            name_at,
-            kind,
-            flags,
-            address,
-            len(body) if kind else 0,
-            len(content),
-            link,
-            info,
-            align,
-            entry,
+    if _HEADER_BYTES + len(programs) > PAGE:
+        programs = b""
+    return (
+        struct.pack(
+            "<16sHHIQQQIHHHHHH",
+            b"\x7fELF\x02\x01\x01",
+            _ET_DYN if is_library else _ET_EXEC,
+            _EM_X86_64,
+            1,
+            mappings[0].address,
+            _HEADER_BYTES if programs else 0,
+            sections_at,
+            0,
+            _HEADER_BYTES,
+            _PROGRAM_BYTES,
+            len(programs) // _PROGRAM_BYTES,
+            _SECTION_BYTES,
+            nr_sections,
+            nr_sections - 1,
         )
-        body += content
-        name_at += len(name) + 1
-    body += bytes(-len(body) % 8)
-    head = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\x02\x01\x01",
-        _ET_DYN if is_library else _ET_EXEC,
-        _EM_X86_64,
-        1,
-        mappings[0].address,
-        64 if programs else 0,
-        len(body),
-        0,
-        64,
-        56,
-        len(programs) // 56,
-        64,
-        len(sections),
-        len(sections) - 1,
+        + programs
     )
-    body[: len(head) + len(programs)] = head + programs
-    return bytes(body) + table

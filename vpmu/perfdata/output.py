@@ -16,6 +16,8 @@ from vpmu.perfdata.encode import LOST
 from vpmu.perfdata.features import System
 from vpmu.perfdata.layout import Words
 from vpmu.perfdata.plan import PlannedSession, plan_sessions
+from vpmu.perfdata.stat_file import write_stat_session
+from vpmu.perfdata.stat_rows import Index
 from vpmu.perfdata.symbols import kernel_image, program_objects, write_tree
 from vpmu.perfdata.writer import ROUND, RecordFile
 from vpmu.profile import load_profile
@@ -101,9 +103,6 @@ class PerfOutput:
 
     def complete(self, result: DesignResult) -> None:
         """Complete all files, those of perf stat from the run's result, and give the directory its name."""
-        from vpmu.perfdata.stat_file import write_stat_session
-        from vpmu.perfdata.stat_rows import Index
-
         for file in self.files:
             file.close()
         index = Index(result)
