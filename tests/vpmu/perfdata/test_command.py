@@ -1,11 +1,17 @@
 """``vpmu run --perf-data``: what it needs, what it leaves behind."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.vpmu.perfdata.runs import MIX
 from vpmu.cli import main
+from vpmu.errors import Interrupted, UserError
+from vpmu.execution import execute
+from vpmu.options import RunOptions
+from vpmu.scenario import load_scenario
 
 SCENARIO = (
     """
@@ -88,3 +94,28 @@ def test_what_cannot_be_written_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "cannot write: " in lines[0]
+
+
+def test_a_design_that_is_interrupted_leaves_no_file(scenario: str, tmp_path: Path):
+    out = tmp_path / "out"
+
+    def stop_in_the_second(design: str, at_ns: int) -> None:
+        if design == "native":
+            raise KeyboardInterrupt
+
+    options = RunOptions(designs=("optimized", "native"), out=out, perf_data=True)
+    with pytest.raises(Interrupted, match="missing: native"):
+        trio.run(execute, load_scenario(scenario, []), options, stop_in_the_second)
+    assert (out / "optimized" / "perf" / "guest.record0.data").exists()
+    assert [path for path in (out / "native").iterdir() if "perf" in path.name] == []
+
+
+def test_a_directory_that_goes_away_is_one_error(scenario: str, tmp_path: Path):
+    out = tmp_path / "out"
+
+    def take_away(design: str, at_ns: int) -> None:
+        shutil.rmtree(out / "native" / ".perf.part", ignore_errors=True)
+
+    options = RunOptions(designs=("native",), out=out, perf_data=True)
+    with pytest.raises(UserError, match=r"guest\.record0\.data: cannot write: No such file or directory"):
+        trio.run(execute, load_scenario(scenario, []), options, take_away)
