@@ -95,7 +95,7 @@ def encode_attr(
     """
     kind, config = event_code(spec.name, spec.config)
     flags = {_DISABLED, _INHERIT, _EXCLUDE_GUEST}
-    flags |= {_EXCLUDE_USER} if spec.exclude_user else set()
+    flags |= {_EXCLUDE_USER, _EXCLUDE_HV} if spec.exclude_user else set()
     flags |= {_EXCLUDE_KERNEL, _EXCLUDE_HV} if spec.exclude_kernel or user_only else set()
     flags |= {_ENABLE_ON_EXEC} if of_task else set()
     rate, sample_type, read_format = 0, SAMPLE_IDENTIFIER, _TOTAL_TIMES
