@@ -217,7 +217,8 @@ async def run(scenario: Scenario | str | Path, **choices: Any) -> RunResult:
     scenario : Scenario or path
         A loaded scenario, or the file of one.
     **choices
-        Fields of `RunOptions`: ``designs``, ``workers``, ``place``, ``messages``, ``out``, ``keep``.
+        Fields of `RunOptions`: ``designs``, ``workers``, ``place``, ``messages``, ``out``, ``keep``,
+        ``perf_data``.
 
     Raises
     ------

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from vpmu.perfdata.layout import plain_bytes
+
 PAGE: Final = 4096
 _GAP: Final = 1 << 16
 """Functions further apart than this are in different sections."""
@@ -134,7 +136,7 @@ def _symbol_table(groups: Sequence[Sequence[Symbol]]) -> tuple[bytes, bytes]:
                 symbol.address,
                 max(symbol.size, 1),
             )
-            names += symbol.name.encode().replace(b"\0", b"?") + b"\0"
+            names += plain_bytes(symbol.name) + b"\0"
     return table, names
 
 

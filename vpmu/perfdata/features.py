@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vpmu.perfdata.layout import MISC_KERNEL, MISC_USER
+from vpmu.perfdata.layout import MISC_KERNEL, MISC_USER, plain_bytes
 
 BUILD_ID: Final = 2
 HOSTNAME: Final = 3
@@ -43,7 +43,7 @@ class System:
 
 def string(text: str) -> bytes:
     """Return a string as features hold it: its length with padding, then the text, NUL and padding."""
-    raw = text.encode() + b"\0"
+    raw = plain_bytes(text) + b"\0"
     padded = raw.ljust(-(-len(raw) // _ALIGN) * _ALIGN, b"\0")
     return struct.pack("<I", len(padded)) + padded
 
@@ -75,7 +75,7 @@ def build_ids(images: Iterable[tuple[str, bytes, bool]]) -> bytes:
     """Return BUILD_ID of images: file name in the guest, build-id, and whether it is the kernel's."""
     body = b""
     for name, build_id, is_kernel in images:
-        raw = name.encode() + b"\0"
+        raw = plain_bytes(name) + b"\0"
         padded = raw.ljust(-(-len(raw) // _ALIGN) * _ALIGN, b"\0")
         misc = (MISC_KERNEL if is_kernel else MISC_USER) | _BUILD_ID_SIZE
         identity = build_id.ljust(20, b"\0") + bytes([len(build_id)]) + bytes(3)

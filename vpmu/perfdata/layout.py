@@ -47,6 +47,11 @@ MISC_COMM_EXEC: Final = 1 << 13
 Words = NDArray[np.uint64]
 
 
+def plain_bytes(text: str) -> bytes:
+    """Return a text as bytes that end at the first NUL: it must hold none, and no half of a character."""
+    return text.encode(errors="replace").replace(b"\0", b"?")
+
+
 def record(kind: int, misc: int, payload: bytes) -> bytes:
     """Return a record: ``perf_event_header`` and payload, which is padded to whole words."""
     padded = payload + bytes(-len(payload) % 8)

@@ -14,6 +14,7 @@ from vpmu.perfdata.layout import (
     RECORD_FORK,
     RECORD_MMAP,
     RECORD_MMAP2,
+    plain_bytes,
     record,
 )
 
@@ -41,7 +42,7 @@ class Stamp:
 
 def _text(text: str) -> bytes:
     """Return a text as records hold it: padded with NULs, at least one, to whole words."""
-    raw = text.encode() + b"\0"
+    raw = plain_bytes(text) + b"\0"
     return raw + bytes(-len(raw) % 8)
 
 

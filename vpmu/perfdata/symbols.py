@@ -7,7 +7,7 @@ different addresses.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +24,8 @@ KERNEL_BYTES: Final = 0x1000
 KERNEL_DSO: Final = "[kernel.kallsyms]"
 VMLINUX: Final = "vmlinux"
 _FIRST_INODE: Final = 100
+_LAST_ADDRESS: Final = 1 << 63
+_LARGEST_IMAGE: Final = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +43,36 @@ def kernel_image(name: str) -> Image:
 
 
 def program_objects(programs: Mapping[str, Program]) -> dict[str, tuple[Object, ...]]:
-    """Return the images of each program, by its name, the program's own first."""
+    """Return the images of each program, by its name, the program's own first.
+
+    Raises
+    ------
+    UserError
+        If a function lies where no image can hold it, or the functions are too large.
+    """
     found: dict[str, tuple[Object, ...]] = {}
     inode = _FIRST_INODE
     for name, program in programs.items():
         objects = []
         for file, symbols in _by_object(program).items():
+            _check_place(name, file, symbols)
             image = make_image(symbols, is_library=".so" in file)
             objects.append(Object(f"/opt/{file_name(name)}/{file}", inode, image))
             inode += 1
         found[name] = tuple(objects)
     return found
+
+
+def _check_place(program: str, file: str, symbols: Sequence[Symbol]) -> None:
+    """Refuse functions that no image can hold."""
+    for symbol in symbols:
+        if not 0 <= symbol.address < _LAST_ADDRESS or symbol.size < 0:
+            problem = f"no image can hold function {symbol.name}: {symbol.size} bytes at {symbol.address:#x}"
+            raise UserError(problem, file="--perf-data", key=program)
+    size = sum(symbol.size for symbol in symbols)
+    if size > _LARGEST_IMAGE:
+        problem = f"the functions of {file} have {size} bytes; an image can have {_LARGEST_IMAGE}"
+        raise UserError(problem, file="--perf-data", key=program)
 
 
 def _by_object(program: Program) -> dict[str, list[Symbol]]:

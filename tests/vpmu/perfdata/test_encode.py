@@ -206,6 +206,28 @@ def test_functions_of_no_object_are_the_programs(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("address", "size", "problem"),
+    [
+        (-1, 16, "no image can hold function f: 16 bytes at -0x1"),
+        (1 << 63, 16, "no image can hold function f"),
+        (0, -5, "no image can hold function f: -5 bytes"),
+        (0, 1 << 40, "have 1099511627776 bytes"),
+    ],
+)
+def test_functions_that_no_image_can_hold_are_named(address: int, size: int, problem: str):
+    functions = (Function("f", address, size, "tool"),)
+    made = Program(1, "tool", "test", functions, ((0,),), (Phase("loop", 1, (Segment(1, 0, 0, 0),)),))
+    with pytest.raises(UserError, match=f"--perf-data: key tool: .*{problem}"):
+        program_objects({"tool": made})
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path: Path):
+    image = make_image([Symbol("a\0b\ud800c", 0x1000, 8)])
+    (tmp_path / "image").write_bytes(image.content)
+    assert list(read_elf(tmp_path / "image").symbols) == ["a?b?c"]
+
+
+@pytest.mark.parametrize(
     ("event", "wanted"),
     [
         ("cpu-cycles", (0, 0)),
