@@ -1,1 +1,1 @@
-"""What `make bench` measures: accesses, a fleet, the hub, memory, start-up."""
+"""What `make bench` measures: accesses, a fleet, the hub, memory, perf's files, start-up."""

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-MODULES: Final = ("accesses", "fleet", "hub", "memory", "startup")
+MODULES: Final = ("accesses", "fleet", "hub", "memory", "perfdata", "startup")
 LIMITS: Final[dict[str, tuple[str, float]]] = {
     "msr_accesses": ("at least", 1.0),
     "msr_accesses_c_twin": ("at least", 0.5),
@@ -21,6 +21,10 @@ LIMITS: Final[dict[str, tuple[str, float]]] = {
     "record_200_legacy": ("at least", 1.0),
     "hub_32k_frames": ("at least", 0.6),
     "idle_vcpu": ("at most", 1.0),
+    "perfdata": ("at least", 1.0),
+    "perfdata_memory": ("at most", 1.0),
+    "perfdata_two_cpus": ("at least", 1.0),
+    "perfdata_two_cpus_memory": ("at most", 1.0),
     "start_help": ("at most", 1.0),
 }
 """What a ratio has to be."""

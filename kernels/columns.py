@@ -202,6 +202,8 @@ E_OWNER = _row.word()
 """What the event stands for: a vPMC's slot, or session << 8 | event."""
 E_SAMPLES = _row.word()
 E_THROTTLES = _row.word()
+E_NOTED = _row.word()
+"""1 while the log says that the event is throttled."""
 E_PMIS = _row.word()
 E_TRUTH = _row.word()
 """What E_COUNT must be: the events that its counters had to count, by the account of the truth."""

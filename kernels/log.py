@@ -19,8 +19,11 @@ RECORD_SWITCH = U64(3)
 RECORD_SAMPLE = U64(4)
 RECORD_REQUEST = U64(5)
 RECORD_THROTTLE = U64(6)
+"""Operation 1: an event of a guest was throttled, 0: it goes on; register: E_OWNER, value: current thread."""
 RECORD_INTERVAL = U64(7)
 """Of ``perf stat -I``; always logged."""
+RECORD_EXIT = U64(8)
+"""A guest's thread has ended; register: TH_ID."""
 
 _K1 = U64(0x9E3779B97F4A7C15)
 _K2 = U64(0xC2B2AE3D27D4EB4F)

@@ -94,6 +94,10 @@ def run(
     keep: Annotated[
         str, typer.Option(help="Records to write: samples,accesses,switches,pmis, or all, none.")
     ] = "samples",
+    perf_data: Annotated[
+        bool,
+        typer.Option("--perf-data", help="Write the guests' perf sessions as perf's own files; needs --out."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no tables and no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
     progress: Annotated[
@@ -118,6 +122,7 @@ def run(
         messages=messages,
         out=out,
         keep=keep,
+        perf_data=perf_data,
         output=output,
     )
 

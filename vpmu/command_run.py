@@ -45,6 +45,7 @@ def run_command(
     messages: bool,
     out: Path | None,
     keep: str,
+    perf_data: bool = False,
     output: Output,
     execute: Executor | None = None,
 ) -> int:
@@ -52,6 +53,8 @@ def run_command(
 
     `execute` is `vpmu.execution.execute` unless given; the other arguments are the command line's.
     """
+    if perf_data and out is None:
+        raise UserError("needs --out DIR, where its files go", file="--perf-data")
     scenario = load_scenario(file, overrides)
     options = RunOptions(
         designs=choose_designs(scenario, designs, file),
@@ -60,6 +63,7 @@ def run_command(
         messages=messages,
         out=None if out is None else check_out_directory(out),
         keep=parse_keep(keep),
+        perf_data=perf_data,
     )
     status, started = 0, time.perf_counter()
     try:

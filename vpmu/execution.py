@@ -11,17 +11,18 @@ import trio
 from vpmu.errors import Interrupted, UserError
 from vpmu.options import Progress, RunOptions
 from vpmu.records import KIND_KEPT_BY, RecordWriter
-from vpmu.results import DesignResult, RunResult
+from vpmu.results import DesignResult, RunResult, remove_perf_files
 
 if TYPE_CHECKING:
     from vpmu.actors.machine import Machine
     from vpmu.kernels.jit import Arena
+    from vpmu.perfdata.output import PerfOutput
     from vpmu.program import Program
     from vpmu.scenario import Scenario
 
 _ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot", "vpmu.kernels.remote")
 """Modules with kernels that runs call."""
-_KIND, _INTERVAL = 0xFF, 7
+_KIND, _INTERVAL, _EXIT = 0xFF, 7, 8
 _SAMPLES = 4
 """Record kind of samples, which the profiles are made of: they are always logged."""
 
@@ -29,23 +30,37 @@ _SAMPLES = 4
 class _Sink:
     """Where a run's records go: the samples are counted, and what is kept is written."""
 
-    def __init__(self, options: RunOptions, design: str) -> None:
+    def __init__(self, options: RunOptions, design: str, perf: PerfOutput | None) -> None:
         from vpmu.collect import SampleCounter
 
         self.samples = SampleCounter()
+        self.perf = perf
         self._writer = None if options.out is None else RecordWriter(options.out, design, options.keep)
 
     def take(self, records: Arena) -> None:
         """Take records, ``uint64[n, 8]``; the array may be overwritten afterwards."""
         self.samples.add(records)
         if self._writer is not None:
-            # The lines of perf stat -I are in the tables.
-            self._writer.append(records[(records[:, 0] & _KIND) != _INTERVAL])
+            # The lines of perf stat -I are in the tables, exits in the threads' times.
+            kinds = records[:, 0] & _KIND
+            self._writer.append(records[(kinds != _INTERVAL) & (kinds != _EXIT)])
+        if self.perf is not None:
+            self.perf.take(records)
 
     def close(self) -> None:
-        """Complete the files."""
+        """Complete the files of records."""
         if self._writer is not None:
             self._writer.close()
+
+    def complete(self, result: DesignResult) -> None:
+        """Complete perf's files, which need the run's result."""
+        if self.perf is not None:
+            self.perf.complete(result)
+
+    def discard(self) -> None:
+        """Remove perf's files, if they are not complete."""
+        if self.perf is not None:
+            self.perf.discard()
 
 
 def kept_kinds(options: RunOptions) -> int:
@@ -55,6 +70,10 @@ def kept_kinds(options: RunOptions) -> int:
         for kind, choice in KIND_KEPT_BY.items():
             if choice in options.keep:
                 kinds |= 1 << kind
+    if options.perf_data:
+        from vpmu.perfdata.output import KINDS
+
+        kinds |= sum(1 << kind for kind in KINDS if not kinds >> kind & 1)
     return kinds
 
 
@@ -129,7 +148,7 @@ async def _run_design(
 
     machine = build(scenario, name, programs)
     machine.arena[R_KEEP] = kept_kinds(options)
-    sink = _Sink(options, name)
+    sink = _Sink(options, name, _open_perf(scenario, programs, machine, options))
     frames: dict[str, int] = {}
     try:
         if options.workers > 1 or options.messages:
@@ -147,11 +166,35 @@ async def _run_design(
             frames = outcome.frames
         else:
             await _advance(machine, sink, name, progress)
+        result = collect(machine, sink.samples)
+        result.frames = frames
+        sink.complete(result)
     finally:
         sink.close()
-    result = collect(machine, sink.samples)
-    result.frames = frames
+        sink.discard()
     return result
+
+
+def _open_perf(
+    scenario: Scenario, programs: dict[str, Program], machine: Machine, options: RunOptions
+) -> PerfOutput | None:
+    """Return what takes the records for perf's files, if they are asked for.
+
+    Raises
+    ------
+    UserError
+        If there is no directory for them.
+    """
+    if options.out is None:
+        if options.perf_data:
+            raise UserError("needs a directory to write to", file="--perf-data")
+        return None
+    if not options.perf_data:
+        remove_perf_files(options.out / machine.design)
+        return None
+    from vpmu.perfdata.output import PerfOutput
+
+    return PerfOutput(options.out, machine, scenario, programs)
 
 
 async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:
@@ -174,7 +217,8 @@ async def run(scenario: Scenario | str | Path, **choices: Any) -> RunResult:
     scenario : Scenario or path
         A loaded scenario, or the file of one.
     **choices
-        Fields of `RunOptions`: ``designs``, ``workers``, ``place``, ``messages``, ``out``, ``keep``.
+        Fields of `RunOptions`: ``designs``, ``workers``, ``place``, ``messages``, ``out``, ``keep``,
+        ``perf_data``.
 
     Raises
     ------

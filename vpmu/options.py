@@ -39,6 +39,8 @@ class RunOptions:
         Where records are written as the run goes on; None keeps none.
     keep : set of str
         Kinds of records to write, of `vpmu.records.KEEP_CHOICES`.
+    perf_data : bool
+        Write the guests' perf sessions as perf's own files, too; needs `out`.
     """
 
     designs: tuple[str, ...] = DEFAULT_DESIGNS
@@ -47,6 +49,7 @@ class RunOptions:
     messages: bool = False
     out: Path | None = None
     keep: frozenset[str] = DEFAULT_KEEP
+    perf_data: bool = False
 
 
 Executor = Callable[["Scenario", RunOptions, Progress | None], Awaitable["RunResult"]]

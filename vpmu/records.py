@@ -76,8 +76,8 @@ _SAMPLE_COLUMNS: Final[list[_Column]] = [
     ("function", np.uint32, 6, 0, 32),
     ("chain", np.uint32, 6, 32, 32),
     ("tid", np.uint16, 7, 0, 16),
-    ("session", np.uint16, 7, 16, 16),
-    ("event", np.uint16, 7, 32, 16),
+    ("session", np.uint16, 7, 24, 16),
+    ("event", np.uint16, 7, 16, 8),
     ("cpl", np.uint8, 7, 48, 8),
 ]
 

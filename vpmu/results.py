@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ from vpmu.records import FILES, RecordWriter
 RESULTS_VERSION: Final = 1
 SUMMARY: Final = "summary.json"
 TIMING: Final = "timing.json"
+PERF_DIRECTORY: Final = "perf"
+"""Holds a design's files for perf, if they were asked for."""
 
 
 class ActionRow(Struct, kw_only=True):
@@ -205,9 +208,17 @@ def write_results(
     for file in _record_files(path):
         if file.parent.name not in result.designs:
             file.unlink()
+    for perf in path.glob(f"*/{PERF_DIRECTORY}"):
+        if perf.parent.name not in result.designs:
+            remove_perf_files(perf.parent)
     if timing is not None:
         _write(path / TIMING, _json_bytes(dict(timing)))
     _write(path / SUMMARY, summary_bytes(result))
+
+
+def remove_perf_files(directory: Path) -> None:
+    """Remove the files for perf from a design's directory, if an earlier run left some."""
+    shutil.rmtree(directory / PERF_DIRECTORY, ignore_errors=True)
 
 
 def summary_bytes(result: RunResult) -> bytes:

@@ -50,8 +50,9 @@ from vpmu.kernels.guest.driver import (
     take_sample,
     timer_interrupt,
 )
+from vpmu.kernels.guest.notes import note_throttle, note_throttles, work_ends
 from vpmu.kernels.guest.sessions import close_session
-from vpmu.kernels.guest.threads import THREAD_REPLAY, end_of_work
+from vpmu.kernels.guest.threads import THREAD_REPLAY
 from vpmu.kernels.guest.truth import (
     truth_counter,
     truth_eventsel,
@@ -181,7 +182,7 @@ def guest_poll(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> np.uint64:
                 if _next_record(s, g, thread, now):
                     return GUEST_ACCESS
             else:
-                end_of_work(s, g, now)
+                work_ends(s, log, g, now)
 
 
 @inlined
@@ -224,13 +225,17 @@ def _inline(
     """Carry out a micro-operation that is no access."""
     if code == OP_CALL:
         call(s, log, g, argument, value, now)
+        note_throttles(s, log, g, now)
     elif code == OP_KERNEL:
         s[g + G_IN_KERNEL] = kernel_cycles(s, g, value)
     elif code == OP_OVERFLOW:
-        if overflow_step(s, g + G_CPU_HW, value, now):
+        sample = overflow_step(s, g + G_CPU_HW, value, now)
+        note_throttle(s, log, g, value, now)
+        if sample:
             take_sample(s, log, g, value, now)
     else:
         adjust_step(s, g + G_CPU_HW, argument, value)
+        note_throttles(s, log, g, now)
 
 
 @kernel

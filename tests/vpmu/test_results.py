@@ -210,7 +210,7 @@ def test_records_go_to_the_file_of_their_kind(tmp_path: Path):
     access = [KIND_ACCESS | 2 << 8 | 5 << 16, 100, 3, 0, 0x38F, 2**64 - 1, 1_100, 9]
     request = [KIND_REQUEST, 150, 3, 1, 0, 1, 2, 0]
     switch = [KIND_SWITCH, 200, 3, 2, 0, 0, 2_500, 0]
-    sample = [KIND_SAMPLE, 300, 3, 3, 0x401000, 700_000, 4 | 6 << 32, 17 | 2 << 16 | 1 << 32 | 3 << 48]
+    sample = [KIND_SAMPLE, 300, 3, 3, 0x401000, 700_000, 4 | 6 << 32, 17 | 1 << 16 | 2 << 24 | 3 << 48]
     throttle = [KIND_THROTTLE, 400, 3, 4, 0, 0, 0, 0]
     pmi = [KIND_PMI, 250, 3, 5, 0, 0, 0, 0]
     with RecordWriter(tmp_path, "legacy", {"accesses", "samples", "switches", "pmis"}) as writer:
