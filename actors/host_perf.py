@@ -28,7 +28,7 @@ from vpmu.kernels.columns import (
     V_ID,
 )
 from vpmu.kernels.engine import STOP_AWAY
-from vpmu.kernels.jit import U64, Arena
+from vpmu.kernels.jit import U64
 from vpmu.kernels.remote import balance_host, give_reservation, serve_call, take_reservation
 
 CALL_FIRST = int(P_TRAVELS)
@@ -37,18 +37,16 @@ CALL_END = int(P_TRAVELS_END)
 _MUX_AT = int(P_CPU_HW + U_MUX_AT)
 
 
-@dataclass(frozen=True, slots=True)
-class PerfRequest(Message):
+class PerfRequest(Message, frozen=True):
     """A call to host perf: the words of the physical CPU's row that travel."""
 
-    words: Arena
+    words: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PerfReply(Message):
+class PerfReply(Message, frozen=True):
     """The same words after the call, and when the multiplexing timer fires next."""
 
-    words: Arena
+    words: bytes
     mux_at_ns: int
 
 
@@ -61,16 +59,14 @@ class Request:
     gives_up: int
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting(Message):
+class Waiting(Message, frozen=True):
     """A share goes no further: it waits for a request's answer, or is at a window's end with these loads."""
 
     request: Request | None
     loads: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved(Message):
+class Reserved(Message, frozen=True):
     """The hardware reservation's answer: when the mutex is had, and how long the work under it takes."""
 
     pcpu: int
@@ -78,20 +74,17 @@ class Reserved(Message):
     work_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class GiveRows(Message):
+class GiveRows(Message, frozen=True):
     """Send the rows that load balancing needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShareRows(Message):
+class ShareRows(Message, frozen=True):
     """Rows of physical CPUs and their run queues, for load balancing and back."""
 
     words: Words
 
 
-@dataclass(frozen=True, slots=True)
-class Passed(Message):
+class Passed(Message, frozen=True):
     """The balance point is passed; go on to the next.
 
     Parameters
@@ -140,6 +133,8 @@ class HostPerf:
         self.address = host_perf(entry.index)
         self._machine = machine
         self._s = machine.arena
+        self._words = machine.arena.data
+        self._bytes = machine.arena.data.cast("B")
         self._h = entry.offset
         self._shares = shares
         self._share_of = {pcpu.offset: share for share, pcpus in shares.items() for pcpu in pcpus}
@@ -165,11 +160,11 @@ class HostPerf:
         pcpu = self._pcpus.get(message.source.index)
         if pcpu is None:
             raise UnexpectedMessage(f"{message.source} is not a physical CPU of {self.address}")
-        first, last = pcpu.offset + CALL_FIRST, pcpu.offset + CALL_END
-        self._s[first:last] = message.words
+        first, last = 8 * (pcpu.offset + CALL_FIRST), 8 * (pcpu.offset + CALL_END)
+        self._bytes[first:last] = message.words
         serve_call(self._s, U64(pcpu.offset))
-        mux_at_ns = int(self._s[pcpu.offset + _MUX_AT])
-        return PerfReply(self.address, message.at_ns, self._s[first:last].copy(), mux_at_ns)
+        mux_at_ns = self._words[pcpu.offset + _MUX_AT]
+        return PerfReply(self.address, message.at_ns, self._bytes[first:last].tobytes(), mux_at_ns)
 
     def _note_waiting(self, message: Waiting) -> Effects:
         if message.source not in self._shares or message.source in self._waiting:

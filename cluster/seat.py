@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import trio
 
-from vpmu.actors.actor import Effects, UnexpectedMessage
+from vpmu.actors.actor import Actor, Effects, UnexpectedMessage
 from vpmu.actors.host_perf import HostPerf
 from vpmu.actors.local import drain_log
 from vpmu.actors.machine import Machine
-from vpmu.actors.messages import ActorKind, Address, Message, host_perf, vcpu
+from vpmu.actors.messages import Address, host_perf, vcpu
 from vpmu.actors.physical_cpu import Guests, PhysicalCpus
 from vpmu.actors.rows import RowMap, Slices
 from vpmu.actors.vm import Vm
@@ -57,6 +57,7 @@ class Seat:
         self._machine = machine
         self._roles = roles
         self._rows = RowMap(machine)
+        self._words = machine.arena.data
         self._reader = Reader(machine.arena.size)
         self._kick = trio.Event()
         self._over = trio.Event()
@@ -67,7 +68,10 @@ class Seat:
         self.cpus = PhysicalCpus(machine, roles.local_shares(rank), self._rows, roles.guests)
         self.perfs = self._host_perfs()
         self.vms = self._own_vms()
-        self._vm_of = {address: vm for vm in self.vms for address in vm.addresses()}
+        self._actors: dict[Address, Actor] = {address: vm for vm in self.vms for address in vm.addresses()}
+        self._actors.update(self.perfs)
+        self._actors.update(dict.fromkeys(self.cpus.addresses(), self.cpus))
+        self._log_half = int(machine.arena[R_LOG_CAPACITY]) // 2
         for kind in KINDS:
             hub.on_kind(kind, self._on_letter)
         hub.on_kind(Kind.WINDOW, self._on_window)
@@ -105,22 +109,17 @@ class Seat:
         to = self._reader.address(frame.header.destination_actor)
         if self._roles.rank_of.get(message.source) != frame.header.source_rank:
             raise RemoteProtocolError(f"speaks for {message.source}, which does not live there")
+        actor = self._actors.get(to)
         try:
-            effects = self._handle(to, message)
+            if actor is None:
+                raise UnexpectedMessage(f"a {type(message).__name__} for {to}, which is not here")
+            effects = actor.handle(to, message)
         except UnexpectedMessage as error:
             raise RemoteProtocolError(str(error)) from None
         self._send(effects)
-        if to.kind == ActorKind.PHYSICAL_CPU:
+        if actor is self.cpus:
             self._turn()
         self._note_log()
-
-    def _handle(self, to: Address, message: Message) -> Effects:
-        if to.kind == ActorKind.PHYSICAL_CPU:
-            return self.cpus.handle(to, message)
-        actor = self.perfs.get(to) if to.kind == ActorKind.HOST_PERF else self._vm_of.get(to)
-        if actor is None:
-            raise UnexpectedMessage(f"a {type(message).__name__} for {to}, which is not here")
-        return actor.handle(to, message)
 
     def _send(self, effects: Effects) -> None:
         for to, message in effects:
@@ -135,8 +134,7 @@ class Seat:
         return more
 
     def _note_log(self) -> None:
-        s = self._machine.arena
-        if s[R_LOG_COUNT] * 2 > s[R_LOG_CAPACITY]:
+        if self._words[R_LOG_COUNT] > self._log_half:
             self._log.append(drain_log(self._machine).copy())
             self._kick.set()
 
