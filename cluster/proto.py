@@ -152,11 +152,6 @@ def _words(nr_words: int) -> struct.Struct:
     return found
 
 
-def pack_words(words: tuple[int, ...]) -> bytes:
-    """Return `words` (each below 2**64) as the payload of a frame of one record."""
-    return _words(len(words)).pack(*words)
-
-
 def pack_records(records: U64Array) -> memoryview:
     """Return uint64[count, words] as a frame carries it: a view where the array's layout allows."""
     if records.dtype != U64_DTYPE or records.ndim != 2:
@@ -182,15 +177,11 @@ def encode(header: Header, records: U64Array) -> bytes:
     shape = (header.nr_records, header.words)
     if records.shape != shape:
         raise LocalProtocolError(f"header says {shape}, records are {records.shape}")
-    return encode_payload(header, pack_records(records))
-
-
-def encode_payload(header: Header, payload: bytes | memoryview) -> bytes:
-    """Return one frame whose payload is packed already (`pack_words`, `pack_records`)."""
-    due, fault = _shape_fault(header.kind, header.nr_records, header.words)
-    frame = b"".join((HEADER.pack(MAGIC, VERSION, *header), payload))
-    if fault or len(frame) != due:
-        raise LocalProtocolError(fault or f"frame of {len(frame)} bytes, but its header says {due}")
+    due, fault = _shape_fault(header.kind, *shape)
+    if fault:
+        raise LocalProtocolError(fault)
+    frame = b"".join((HEADER.pack(MAGIC, VERSION, *header), pack_records(records)))
+    assert len(frame) == due
     return frame
 
 

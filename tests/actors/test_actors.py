@@ -97,7 +97,7 @@ def test_host_perf_refuses_what_is_out_of_turn(perf: HostPerf, machine: Machine)
 
 def test_physical_cpus_refuse_answers_that_nobody_asked_for(machine: Machine):
     cpus = PhysicalCpus(machine, {FIRST: machine.pcpus}, RowMap(machine), Guests.ANSWER)
-    words = np.zeros(CALL_END - CALL_FIRST, np.uint64)
+    words = bytes(8 * (CALL_END - CALL_FIRST))
     with pytest.raises(UnexpectedMessage, match="physical_cpu 1 got an answer that it did not ask for"):
         cpus.handle(SECOND, PerfReply(host_perf(0), 0, words, 0))
     with pytest.raises(UnexpectedMessage, match="physical_cpu 7 got an answer"):
@@ -115,7 +115,7 @@ def test_a_vcpu_that_is_resumed_says_what_it_wants(machine: Machine):
     assert to == FIRST
     assert isinstance(answer, Retired)
     assert answer.reason == GUEST_RUN
-    assert answer.watch is None
+    assert answer.watch == b""
     with pytest.raises(UnexpectedMessage, match="vcpu 0 cannot take a Waiting"):
         vm.handle(vcpu(0), waits(FIRST, 1))
 
