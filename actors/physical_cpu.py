@@ -27,7 +27,7 @@ from vpmu.actors.host_perf import (
 )
 from vpmu.actors.machine import Machine, PcpuEntry
 from vpmu.actors.messages import Address, Message, host_perf, physical_cpu, vcpu
-from vpmu.actors.rows import RowMap, Slices, Words, copy_words, install
+from vpmu.actors.rows import RowMap, Slices, Words, copy_words, install, shape
 from vpmu.actors.vcpu import Go, Resume, Retired, VcpuRows, WantRows, WatchList, watch_bytes
 from vpmu.kernels.advance import advance
 from vpmu.kernels.columns import (
@@ -52,9 +52,7 @@ from vpmu.kernels.columns import (
     V_GUEST,
     V_ID,
     V_INJECT,
-    V_OPERATION,
     V_OUTCOME,
-    V_REGISTER,
     V_VALUE,
 )
 from vpmu.kernels.engine import (
@@ -84,7 +82,6 @@ _WINDOW = int(STOP_WINDOW)
 _ASK, _CURRENT, _LIMIT, _NOW = int(P_ASK), int(P_CURRENT), int(P_LIMIT), int(P_NOW)
 _STOP, _STOP_AT, _GUEST_ROW, _ID = int(P_STOP), int(P_STOP_AT), int(V_GUEST), int(V_ID)
 _COMPLETE, _OUTCOME, _VALUE, _INJECT = int(V_COMPLETE), int(V_OUTCOME), int(V_VALUE), int(V_INJECT)
-_OPERATION, _REGISTER = int(V_OPERATION), int(V_REGISTER)
 _WANTS, _WANTS_OF, _WANTS_VALUE = int(G_OPERATION), int(G_REGISTER), int(G_VALUE)
 _TIMER_AT, _NWATCH = int(G_TIMER_AT), int(G_NWATCH)
 _FLAG = (U64(0), U64(1))
@@ -116,6 +113,7 @@ class _Share:
     offset: int
     pcpus: list[PcpuEntry]
     waits: bool = False
+    request: Request | None = None
     finished: bool = False
     came: int = 0
     passed: Passed | None = None
@@ -225,16 +223,16 @@ class PhysicalCpus:
         to = self._vcpus[words[v + _ID]]
         if ask == _ROWS:
             return to, WantRows(source, now)
-        limit = words[p + _LIMIT]
-        watch = self._watch.read(words[v + _GUEST_ROW]) if limit else b""
+        limit, g = words[p + _LIMIT], words[v + _GUEST_ROW]
+        watch = self._watch.read(g) if limit else b""
         if ask == _GO:
             return to, Go(source, now, limit, watch)
         return to, Resume(
             source,
             now,
             words[v + _COMPLETE],
-            words[v + _OPERATION],
-            words[v + _REGISTER],
+            words[g + _WANTS],
+            words[g + _WANTS_OF],
             words[v + _OUTCOME],
             words[v + _VALUE],
             words[v + _INJECT],
@@ -261,6 +259,7 @@ class PhysicalCpus:
         window = self._window(share)
         request = self._first_request(share, window)
         share.waits = True
+        share.request = request
         share.finished = request is None and window == self._until
         loads = () if request else tuple(int(runnable_vcpus(self._s, U64(p.offset))) for p in share.pcpus)
         at = window if request is None else request.at_ns
@@ -281,7 +280,9 @@ class PhysicalCpus:
         if isinstance(message, Retired):
             self._retired(self._answered(to, _GUEST), message)
         elif isinstance(message, PerfReply):
-            self._served(self._answered(to, _PERF), message)
+            pcpu = self._answered(to, _PERF)
+            self._demand_host_perf(pcpu.host, message)
+            self._served(pcpu, message)
         elif isinstance(message, VcpuRows):
             self._rows_here(self._answered(to, _GUEST), message)
         elif to not in self._shares:
@@ -297,6 +298,11 @@ class PhysicalCpus:
             raise UnexpectedMessage(f"{to} got an answer that it did not ask for")
         asked.remove(pcpu.offset)
         return pcpu
+
+    @staticmethod
+    def _demand_host_perf(host: int, message: Message) -> None:
+        if message.source != host_perf(host):
+            raise UnexpectedMessage(f"{message.source} speaks for host_perf {host}")
 
     def _retired(self, pcpu: PcpuEntry, message: Retired) -> None:
         words, p = self._words, pcpu.offset
@@ -335,29 +341,36 @@ class PhysicalCpus:
 
     def _rows_here(self, pcpu: PcpuEntry, message: VcpuRows) -> None:
         p = pcpu.offset
+        v = self._words[p + _CURRENT]
+        due = self._rows.state(v) + self._rows.guest(v)
+        if message.source != self._vcpus[self._words[v + _ID]] or shape(message.words) != due:
+            raise UnexpectedMessage(f"{message.source} sent rows of another")
         install(self._s, message.words)
-        self.visitors.add(self._word(p, P_CURRENT))
+        self.visitors.add(v)
         self._s[p + int(P_ASK)] = ROWS_HERE
         self._s[p + int(P_STOP)] = STOP_NONE
 
     def _handle_share(self, share: _Share, message: Message) -> Effects:
         if isinstance(message, VcpuComes):
+            if shape(message.words) not in self._movings():
+                raise UnexpectedMessage(f"{message.source} sent rows that make no vCPU")
             install(self._s, message.words)
             share.came += 1
             return self._pass(share)
-        if not share.waits:
+        if not share.waits or share.passed is not None:
             raise UnexpectedMessage(f"{share.address} got a {type(message).__name__} but does not wait")
+        self._demand_host_perf(share.host, message)
         if isinstance(message, Reserved):
-            share.waits = False
-            reservation_served(
-                self._s, U64(self._offset_of(message.pcpu)), U64(message.start_ns), U64(message.work_ns)
-            )
+            self._reserved(share, message)
             return []
+        if share.request is not None:
+            raise UnexpectedMessage(f"{share.address} got a {type(message).__name__} but waits to reserve")
+        slices = [each for pcpu in share.pcpus for each in balance_slices(self._rows, pcpu.offset)]
         if isinstance(message, GiveRows):
-            slices = [each for pcpu in share.pcpus for each in balance_slices(self._rows, pcpu.offset)]
-            words = copy_words(self._s, slices)
-            return [(message.source, ShareRows(share.address, message.at_ns, words))]
+            return [(message.source, ShareRows(share.address, message.at_ns, copy_words(self._s, slices)))]
         if isinstance(message, ShareRows):
+            if not self._balanced(share).issuperset(shape(message.words)):
+                raise UnexpectedMessage(f"{share.address} got rows of others")
             install(self._s, message.words)
             return []
         if isinstance(message, Passed):
@@ -366,8 +379,22 @@ class PhysicalCpus:
             return effects + self._pass(share)
         raise UnexpectedMessage(f"{share.address} cannot take a {type(message).__name__}")
 
-    def _offset_of(self, pcpu: int) -> int:
-        return self._at[physical_cpu(pcpu)].offset
+    def _reserved(self, share: _Share, message: Reserved) -> None:
+        if share.request is None or message.pcpu != share.request.pcpu:
+            raise UnexpectedMessage(f"{share.address} got a Reserved for physical_cpu {message.pcpu}")
+        share.waits = False
+        p = self._at[physical_cpu(message.pcpu)].offset
+        reservation_served(self._s, U64(p), U64(message.start_ns), U64(message.work_ns))
+
+    def _balanced(self, share: _Share) -> set[tuple[int, int]]:
+        """Return the slices that load balancing may change of a share."""
+        vcpus = [each.offset for each in self._machine.vcpus if each.host == share.host]
+        threads = {each for v in vcpus for each in self._rows.thread(v)}
+        return threads | {(pcpu.offset, int(P_CPU_HW)) for pcpu in share.pcpus}
+
+    def _movings(self) -> list[Slices]:
+        """Return the slices that come with a vCPU, for each."""
+        return [self.moving_slices(each.offset) for each in self._machine.vcpus]
 
     def moving_slices(self, v: int) -> Slices:
         """Return what of a vCPU lives with its physical CPU, apart from its thread."""
@@ -378,6 +405,8 @@ class PhysicalCpus:
         return self._rows.state(v) + self._rows.task(v) + self._rows.guest(v)
 
     def _sent_away(self, share: _Share, index: int, to: Address) -> tuple[Address, Message]:
+        if index >= len(self._vcpus):
+            raise UnexpectedMessage(f"{share.address} is to send vcpu {index} away, which it has not")
         v = self._machine.vcpus[index].offset
         at = self._window(share)
         return to, VcpuComes(share.address, at, copy_words(self._s, self.moving_slices(v)))

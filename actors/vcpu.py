@@ -5,7 +5,7 @@ from __future__ import annotations
 from vpmu.actors.actor import Effects, UnexpectedMessage
 from vpmu.actors.machine import Machine, VcpuEntry
 from vpmu.actors.messages import Address, Message, vcpu
-from vpmu.actors.rows import RowMap, Words, copy_words, install
+from vpmu.actors.rows import RowMap, Words, copy_words, install, shape
 from vpmu.kernels.columns import (
     G_NWATCH,
     G_OPERATION,
@@ -161,6 +161,7 @@ class VCpu:
         self._slices = rows.state(entry.offset) + rows.guest(entry.offset)
         self.at_home = True
         self._wanted: WantRows | None = None
+        self._accesses = False
 
     def handle(self, to: Address, message: Message) -> Effects:
         """Take a message; return what to send."""
@@ -175,6 +176,12 @@ class VCpu:
         raise UnexpectedMessage(f"{to} cannot take a {type(message).__name__}")
 
     def _resume(self, message: Resume) -> Retired:
+        words, at = self._words, self._at
+        access = (words[at + _OPERATION], words[at + _REGISTER])
+        if message.complete != self._accesses or (
+            self._accesses and (message.operation, message.register) != access
+        ):
+            raise UnexpectedMessage(f"{self.address} got the result of an access that it does not make")
         reason = resume_guest(
             self._s,
             self._log,
@@ -190,6 +197,8 @@ class VCpu:
         return self._answer(int(reason), message.at_ns, b"")
 
     def _go(self, message: Go | Resume) -> Retired:
+        if isinstance(message, Go) and self._accesses:
+            raise UnexpectedMessage(f"{self.address} is to run, but waits for the result of its access")
         self._watch.write(self._at, message.watch)
         now, limit = U64(message.at_ns), U64(message.limit_ns)
         end, reason = let_guest_go(self._s, self._log, self._g, now, limit)
@@ -198,7 +207,8 @@ class VCpu:
     def _answer(self, reason: int, at_ns: int, watch: bytes) -> Retired:
         words, at = self._words, self._at
         access = None
-        if reason == _ACCESS:
+        self._accesses = reason == _ACCESS
+        if self._accesses:
             operation, register = words[at + _OPERATION], words[at + _REGISTER]
             access = Access(self.address, at_ns, operation, register, words[at + _VALUE])
         return Retired(self.address, at_ns, reason, words[at + _TIMER_AT], watch, access)
@@ -214,6 +224,8 @@ class VCpu:
     def _take(self, message: VcpuRows) -> Effects:
         if self.at_home:
             raise UnexpectedMessage(f"{self.address} is at home already")
+        if shape(message.words) != self._slices:
+            raise UnexpectedMessage(f"{message.source} sent home other rows than those of {self.address}")
         install(self._s, message.words)
         self.at_home = True
         wanted, self._wanted = self._wanted, None

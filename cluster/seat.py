@@ -113,17 +113,19 @@ class Seat:
         try:
             if actor is None:
                 raise UnexpectedMessage(f"a {type(message).__name__} for {to}, which is not here")
-            effects = actor.handle(to, message)
+            self._send(actor.handle(to, message))
         except UnexpectedMessage as error:
             raise RemoteProtocolError(str(error)) from None
-        self._send(effects)
         if actor is self.cpus:
             self._turn()
         self._note_log()
 
     def _send(self, effects: Effects) -> None:
         for to, message in effects:
-            send(self._hub, self._roles.rank_of[to], to, message)
+            rank = self._roles.rank_of.get(to)
+            if rank is None:
+                raise UnexpectedMessage(f"a {type(message).__name__} is to go to {to}, which is nowhere")
+            send(self._hub, rank, to, message)
 
     def _turn(self) -> bool:
         """Advance once; what is left to do is left to `run`."""
