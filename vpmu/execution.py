@@ -42,10 +42,14 @@ class _Sink:
             # The lines of perf stat -I are in the tables.
             self._writer.append(records[(records[:, 0] & _KIND) != _INTERVAL])
 
-    def close(self) -> None:
-        """Complete the files."""
-        if self._writer is not None:
+    def close(self, complete: bool) -> None:
+        """Complete the files; those of a run that was cut short are removed."""
+        if self._writer is None:
+            return
+        if complete:
             self._writer.close()
+        else:
+            self._writer.discard()
 
 
 def kept_kinds(options: RunOptions) -> int:
@@ -131,6 +135,7 @@ async def _run_design(
     machine.arena[R_KEEP] = kept_kinds(options)
     sink = _Sink(options, name)
     frames: dict[str, int] = {}
+    complete = False
     try:
         if options.workers > 1 or options.messages:
             from vpmu.cluster.node import run_machine_on_workers
@@ -147,8 +152,9 @@ async def _run_design(
             frames = outcome.frames
         else:
             await _advance(machine, sink, name, progress)
+        complete = True
     finally:
-        sink.close()
+        sink.close(complete)
     result = collect(machine, sink.samples)
     result.frames = frames
     return result

@@ -83,7 +83,13 @@ stop = "21 ms"
 
 
 def scenario_text(
-    seed: int, until: str, hosts: list[tuple[int, int, int]], *, watchdog: bool = False, tool: bool = False
+    seed: int,
+    until: str,
+    hosts: list[tuple[int, int, int]],
+    *,
+    watchdog: bool = False,
+    tool: bool = False,
+    vcpus: int = 1,
 ) -> str:
     """Return a scenario; a host is (CPUs, VMs pinned to the first, floating VMs), every other VM records."""
     parts = [HEAD.format(seed=seed, until=until)]
@@ -96,7 +102,9 @@ def scenario_text(
             kind, events = ("record", RECORD) if guest % 2 else ("stat", STAT)
             pin = "cpus = [0]" if guest < pinned else ""
             name = f"vm{number}-{guest}"
-            parts.append(GUEST.format(name=name, host=host, vcpus=1, pinned=pin, tool=kind, events=events))
+            parts.append(
+                GUEST.format(name=name, host=host, vcpus=vcpus, pinned=pin, tool=kind, events=events)
+            )
     return "".join(parts)
 
 

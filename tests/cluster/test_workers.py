@@ -24,12 +24,14 @@ MACHINES = {
     "one host": ([(3, 3, 5)], False, True),
     "watchdog": ([(2, 2, 2), (4, 0, 6)], True, False),
     "three hosts": ([(2, 0, 3), (1, 1, 1), (2, 3, 2)], False, True),
+    "two vCPUs a guest": ([(4, 1, 4)], False, True),
 }
 
 
 def small(name: str, design: str, until: str = "40 ms") -> Machine:
     hosts, watchdog, tool = MACHINES[name]
-    return machine_of(scenario_text(3, until, hosts, watchdog=watchdog, tool=tool), design)
+    vcpus = 2 if name == "two vCPUs a guest" else 1
+    return machine_of(scenario_text(3, until, hosts, watchdog=watchdog, tool=tool, vcpus=vcpus), design)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
