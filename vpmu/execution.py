@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot", "vpmu.kernels.remote")
 """Modules with kernels that runs call."""
 _KIND, _INTERVAL = 0xFF, 7
+_LOG = logging.getLogger(__name__)
 _SAMPLES = 4
 """Record kind of samples, which the profiles are made of: they are always logged."""
 
@@ -150,6 +152,8 @@ async def _run_design(
             )
             machine.arena[:] = outcome.arena
             frames = outcome.frames
+            for line in outcome.refused:
+                _LOG.warning(line)
         else:
             await _advance(machine, sink, name, progress)
         complete = True
