@@ -228,12 +228,12 @@ class _Home:
 def _install_owned(arena: Arena, owned: npt.NDArray[np.bool_], rows: bytes) -> None:
     """Put a rank's rows into the arena, and note that they have their owner now."""
     records = np.frombuffer(rows, proto.U64_DTYPE).reshape(-1, 1)
-    for offset, words in list(proto.iter_rows(records, arena.size)):
+    for offset, words in proto.iter_rows(records, arena.size):
         whose = owned[offset : offset + words.size]
         if whose.any():
             raise RemoteProtocolError(f"the rows at {offset} are another's")
         whose[:] = True
-        arena[offset : offset + words.size] = words
+    proto.install_rows(arena, records)
 
 
 def add_actions(total: U64Array, more: U64Array) -> None:
@@ -298,7 +298,8 @@ async def run_machine_on_workers(
     GangError
         If a rank fails or its process is lost.
     """
-    await trio.to_thread.run_sync(_compile_kernels)
+    # Ctrl-C need not wait until all is compiled.
+    await trio.to_thread.run_sync(_compile_kernels, abandon_on_cancel=True)
     home = _Home(machine, on_progress, workers, observers)
     results = await run_gang(
         workers,

@@ -1,6 +1,7 @@
 """Whole runs through the public face: the example scenarios, results on disk, Ctrl-C."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import vpmu
 from tests.cluster.test_launcher import processes_of_group
 from tests.processes import untraced
 from vpmu.cli import main
+from vpmu.cluster import node
 from vpmu.errors import Interrupted
 from vpmu.execution import execute
 from vpmu.options import RunOptions
@@ -216,6 +218,32 @@ def test_ctrl_c_before_anything_is_complete_leaves_earlier_results_alone(tmp_pat
     assert len(asked) == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [earlier]
     assert earlier.read_text() == "of an earlier run"
+
+
+def test_a_run_that_fails_is_named_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(node, "ENTRY", "tests.cluster.rogues:hands_in_nonsense")
+    scenario = EXAMPLES / "designs" / "pauses.toml"
+    arguments = ["run", str(scenario), "--design", "optimized", "--workers", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "rank 1 failed: what it handed in is no result" in printed.err
+    assert printed.out == ""
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_strangers_are_named_to_the_user(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    pauses = EXAMPLES / "designs" / "pauses.toml"
+    alone = await vpmu.run(pauses, designs=("optimized",))
+    monkeypatch.setattr(node, "ENTRY", "tests.cluster.rogues:meets_strangers")
+    caplog.set_level(logging.WARNING, logger="vpmu")
+    result = await vpmu.run(pauses, designs=("optimized",), workers=2)
+    assert result.digest == alone.digest
+    named = {record.getMessage() for record in caplog.records if record.name.startswith("vpmu")}
+    assert "rank 1 refused a frame: rank 5 is not in this gang" in named
 
 
 def test_intervals_add_up_to_the_session(tmp_path: Path):
