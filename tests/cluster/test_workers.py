@@ -11,7 +11,7 @@ from tests.cluster import rogues
 from tests.cluster.machines import differences, machine_of, run_here, run_in_threads, scenario_text
 from tests.cluster.test_launcher import ThreadWorkers
 from vpmu.actors.local import run_machine
-from vpmu.actors.machine import Machine
+from vpmu.actors.machine import Machine, empty_log
 from vpmu.actors.messages import host_perf, physical_cpu, vcpu
 from vpmu.actors.observer import Observer
 from vpmu.actors.physical_cpu import Guests
@@ -49,6 +49,20 @@ async def test_any_number_of_workers_and_placement_gives_the_same_bytes(name: st
             outcome, theirs = await run_in_threads(small(name, design), workers=workers, place=place)
             assert differences(expected, outcome) == [], (place, workers)
             assert np.array_equal(records, theirs), (place, workers)
+
+
+@pytest.mark.parametrize("choices", [{"messages": True}, {"place": "spread"}, {"place": "packed"}])
+async def test_a_log_that_is_often_full_loses_nothing(choices: dict[str, Any]):
+    expected = small("three hosts", "optimized")
+    records = run_here(expected)
+    machine = small("three hosts", "optimized")
+    machine.log = empty_log(300)
+    machine.arena[col.R_LOG_CAPACITY] = 300
+    assert len(records) > 2500
+    outcome, theirs = await run_in_threads(machine, workers=2, **choices)
+    outcome.arena[col.R_LOG_CAPACITY] = expected.arena[col.R_LOG_CAPACITY]
+    assert differences(expected, outcome) == []
+    assert np.array_equal(records, theirs)
 
 
 async def test_vcpus_really_move_and_rows_really_travel():
