@@ -220,6 +220,15 @@ def test_ctrl_c_before_anything_is_complete_leaves_earlier_results_alone(tmp_pat
     assert earlier.read_text() == "of an earlier run"
 
 
+async def test_message_mode_has_the_digest_of_the_fast_path(stat_run: RunResult):
+    scenario = load_scenario(STAT, ["vm.guest.thread.ftest.work=5"])
+    options = RunOptions(designs=("optimized", "native"), workers=3, messages=True)
+    result = await execute(scenario, options)
+    for name, design in result.designs.items():
+        assert design.digest == stat_run.designs[name].digest
+        assert design.frames["ACCESS_DONE"] == design.host["accesses"] > 0
+
+
 def test_a_run_that_fails_is_named_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
