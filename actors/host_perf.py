@@ -156,9 +156,9 @@ class HostPerf:
         self._promised = dict.fromkeys(shares, 0)
         self._gathering = False
         self._gathered: set[Address] = set()
-        self._callers = {p.offset: self._callers_of(p) for p in self._pcpus.values()}
-        vcpus = [each.offset for each in machine.vcpus if each.host == entry.index]
-        threads = {each for v in vcpus for each in rows.thread(v)}
+        self._vcpus = {each.offset for each in machine.vcpus if each.host == entry.index}
+        self._tools = {p.offset: self._tools_of(p.offset) for p in self._pcpus.values()}
+        threads = {each for v in self._vcpus for each in rows.thread(v)}
         self._balanced = {
             share: threads | {(p.offset, _CPU_HW) for p in pcpus} for share, pcpus in shares.items()
         }
@@ -175,11 +175,9 @@ class HostPerf:
             return self._note_rows(message)
         raise UnexpectedMessage(f"{to} cannot take a {type(message).__name__}")
 
-    def _callers_of(self, pcpu: PcpuEntry) -> set[int]:
-        """Return whom a call of a physical CPU may be for: nobody, a vCPU of the host, a tool of its own."""
-        vcpus = {each.offset for each in self._machine.vcpus if each.host == pcpu.host}
-        first = self._words[pcpu.offset + int(P_TOOLS)]
-        return {0} | vcpus | {first + n * _TOOL for n in range(self._words[pcpu.offset + int(P_NR_TOOLS)])}
+    def _tools_of(self, p: int) -> set[int]:
+        first = self._words[p + int(P_TOOLS)]
+        return {first + number * _TOOL for number in range(self._words[p + int(P_NR_TOOLS)])}
 
     def _serve(self, message: PerfRequest) -> PerfReply:
         pcpu = self._pcpus.get(message.source.index)
@@ -189,7 +187,8 @@ class HostPerf:
         self._bytes[first:last] = message.words
         call, slot = self._words[pcpu.offset + _CALL], self._words[pcpu.offset + _CALL_SLOT]
         caller = self._words[pcpu.offset + _CALL_VCPU]
-        if not 0 < call <= _LAST_CALL or slot >= SLOTS or caller not in self._callers[pcpu.offset]:
+        known = caller == 0 or caller in self._vcpus or caller in self._tools[pcpu.offset]
+        if not (0 < call <= _LAST_CALL and slot < SLOTS and known):
             raise UnexpectedMessage(f"{message.source} calls {call} for {caller}, slot {slot}: there is none")
         serve_call(self._s, U64(pcpu.offset))
         mux_at_ns = self._words[pcpu.offset + _MUX_AT]

@@ -74,9 +74,9 @@ from vpmu.kernels.remote import call_served, guest_answered, reservation_served,
 
 STEPS = U64(1_000_000)
 _MUX_AT = int(P_CPU_HW + U_MUX_AT)
-_GUEST, _PERF, _NONE = int(STOP_GUEST), int(STOP_PERF), int(STOP_NONE)
+_GUEST, _PERF = int(STOP_GUEST), int(STOP_PERF)
 _RESERVE, _UNRESERVE = int(STOP_RESERVE), int(STOP_UNRESERVE)
-_GO, _ROWS, _AWAY, _ROWS_HERE = int(ASK_GO), int(ASK_ROWS), int(ASK_AWAY), int(ROWS_HERE)
+_GO, _ROWS, _AWAY = int(ASK_GO), int(ASK_ROWS), int(ASK_AWAY)
 _WINDOW = int(STOP_WINDOW)
 # Indices into the words of a row.
 _ASK, _CURRENT, _LIMIT, _NOW = int(P_ASK), int(P_CURRENT), int(P_LIMIT), int(P_NOW)
@@ -118,6 +118,8 @@ class _Share:
     came: int = 0
     passed: Passed | None = None
     asked: set[int] = field(default_factory=set)
+    balanced: set[tuple[int, int]] = field(default_factory=set)
+    """Slices that load balancing may change."""
 
 
 class PhysicalCpus:
@@ -155,6 +157,12 @@ class PhysicalCpus:
             address: _Share(address, pcpus[0].host, hosts[pcpus[0].host].offset, list(pcpus))
             for address, pcpus in shares.items()
         }
+        for share in self._shares.values():
+            vcpus = [each.offset for each in machine.vcpus if each.host == share.host]
+            share.balanced |= {each for v in vcpus for each in rows.thread(v)}
+            share.balanced |= {(pcpu.offset, int(P_CPU_HW)) for pcpu in share.pcpus}
+        self._movings = {self.moving_slices(each.offset)[0][0]: each.offset for each in machine.vcpus}
+        """vCPUs by where the rows that move with them begin."""
         self._share_at = {pcpu.offset: share for share in self._shares.values() for pcpu in share.pcpus}
         self._pcpus = [pcpu for share in self._shares.values() for pcpu in share.pcpus]
         self._at = {physical_cpu(pcpu.index): pcpu for pcpu in self._pcpus}
@@ -352,7 +360,8 @@ class PhysicalCpus:
 
     def _handle_share(self, share: _Share, message: Message) -> Effects:
         if isinstance(message, VcpuComes):
-            if shape(message.words) not in self._movings():
+            v = self._movings.get(message.words[0][0]) if message.words else None
+            if v is None or shape(message.words) != self.moving_slices(v):
                 raise UnexpectedMessage(f"{message.source} sent rows that make no vCPU")
             install(self._s, message.words)
             share.came += 1
@@ -365,11 +374,11 @@ class PhysicalCpus:
             return []
         if share.request is not None:
             raise UnexpectedMessage(f"{share.address} got a {type(message).__name__} but waits to reserve")
-        slices = [each for pcpu in share.pcpus for each in balance_slices(self._rows, pcpu.offset)]
         if isinstance(message, GiveRows):
+            slices = [each for pcpu in share.pcpus for each in balance_slices(self._rows, pcpu.offset)]
             return [(message.source, ShareRows(share.address, message.at_ns, copy_words(self._s, slices)))]
         if isinstance(message, ShareRows):
-            if not self._balanced(share).issuperset(shape(message.words)):
+            if not share.balanced.issuperset(shape(message.words)):
                 raise UnexpectedMessage(f"{share.address} got rows of others")
             install(self._s, message.words)
             return []
@@ -385,16 +394,6 @@ class PhysicalCpus:
         share.waits = False
         p = self._at[physical_cpu(message.pcpu)].offset
         reservation_served(self._s, U64(p), U64(message.start_ns), U64(message.work_ns))
-
-    def _balanced(self, share: _Share) -> set[tuple[int, int]]:
-        """Return the slices that load balancing may change of a share."""
-        vcpus = [each.offset for each in self._machine.vcpus if each.host == share.host]
-        threads = {each for v in vcpus for each in self._rows.thread(v)}
-        return threads | {(pcpu.offset, int(P_CPU_HW)) for pcpu in share.pcpus}
-
-    def _movings(self) -> list[Slices]:
-        """Return the slices that come with a vCPU, for each."""
-        return [self.moving_slices(each.offset) for each in self._machine.vcpus]
 
     def moving_slices(self, v: int) -> Slices:
         """Return what of a vCPU lives with its physical CPU, apart from its thread."""
