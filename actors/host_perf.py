@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vpmu.actors.actor import Effects, UnexpectedMessage
 from vpmu.actors.machine import HostEntry, Machine, PcpuEntry
-from vpmu.actors.messages import Address, Message, host_perf
+from vpmu.actors.messages import Address, Message, host_perf, physical_cpu
 from vpmu.actors.rows import RowMap, Words, copy_words, install, shape
 from vpmu.kernels.columns import (
     H_BALANCE_AT,
@@ -150,6 +150,7 @@ class HostPerf:
         self._shares = shares
         self._share_of = {pcpu.offset: share for share, pcpus in shares.items() for pcpu in pcpus}
         self._pcpus = {pcpu.index: pcpu for pcpus in shares.values() for pcpu in pcpus}
+        self._callers = {physical_cpu(pcpu.index): pcpu for pcpu in self._pcpus.values()}
         self._here = here
         self._rows = rows
         self._waiting: dict[Address, Waiting] = {}
@@ -180,7 +181,7 @@ class HostPerf:
         return {first + number * _TOOL for number in range(self._words[p + int(P_NR_TOOLS)])}
 
     def _serve(self, message: PerfRequest) -> PerfReply:
-        pcpu = self._pcpus.get(message.source.index)
+        pcpu = self._callers.get(message.source)
         if pcpu is None:
             raise UnexpectedMessage(f"{message.source} is not a physical CPU of {self.address}")
         first, last = 8 * (pcpu.offset + CALL_FIRST), 8 * (pcpu.offset + CALL_END)
