@@ -12,43 +12,52 @@ from dataclasses import dataclass
 
 from vpmu.actors.actor import Effects, UnexpectedMessage
 from vpmu.actors.machine import HostEntry, Machine, PcpuEntry
-from vpmu.actors.messages import Address, Message, host_perf
-from vpmu.actors.rows import RowMap, Words, copy_words, install
+from vpmu.actors.messages import Address, Message, host_perf, physical_cpu
+from vpmu.actors.rows import RowMap, Words, copy_words, install, shape
 from vpmu.kernels.columns import (
     H_BALANCE_AT,
     H_BALANCE_NS,
     H_FLOATING,
     H_REMOTE,
+    P_CALL,
+    P_CALL_SLOT,
+    P_CALL_VCPU,
     P_CPU_HW,
     P_ID,
+    P_NR_TOOLS,
     P_STOP,
+    P_TOOLS,
     P_TRAVELS,
     P_TRAVELS_END,
+    SLOTS,
+    TOOL_COLUMNS,
     U_MUX_AT,
     V_ID,
 )
 from vpmu.kernels.engine import STOP_AWAY
-from vpmu.kernels.jit import U64, Arena
+from vpmu.kernels.host.perf import CALL_TOOL_CLOSE
+from vpmu.kernels.jit import U64
 from vpmu.kernels.remote import balance_host, give_reservation, serve_call, take_reservation
 
 CALL_FIRST = int(P_TRAVELS)
 CALL_END = int(P_TRAVELS_END)
 """Words of a physical CPU's row that travel with a call."""
 _MUX_AT = int(P_CPU_HW + U_MUX_AT)
+_CPU_HW, _TOOL = int(P_CPU_HW), int(TOOL_COLUMNS)
+_CALL, _CALL_VCPU, _CALL_SLOT = int(P_CALL), int(P_CALL_VCPU), int(P_CALL_SLOT)
+_LAST_CALL = int(CALL_TOOL_CLOSE)
 
 
-@dataclass(frozen=True, slots=True)
-class PerfRequest(Message):
+class PerfRequest(Message, frozen=True):
     """A call to host perf: the words of the physical CPU's row that travel."""
 
-    words: Arena
+    words: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PerfReply(Message):
+class PerfReply(Message, frozen=True):
     """The same words after the call, and when the multiplexing timer fires next."""
 
-    words: Arena
+    words: bytes
     mux_at_ns: int
 
 
@@ -61,16 +70,14 @@ class Request:
     gives_up: int
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting(Message):
+class Waiting(Message, frozen=True):
     """A share goes no further: it waits for a request's answer, or is at a window's end with these loads."""
 
     request: Request | None
     loads: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved(Message):
+class Reserved(Message, frozen=True):
     """The hardware reservation's answer: when the mutex is had, and how long the work under it takes."""
 
     pcpu: int
@@ -78,20 +85,17 @@ class Reserved(Message):
     work_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class GiveRows(Message):
+class GiveRows(Message, frozen=True):
     """Send the rows that load balancing needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShareRows(Message):
+class ShareRows(Message, frozen=True):
     """Rows of physical CPUs and their run queues, for load balancing and back."""
 
     words: Words
 
 
-@dataclass(frozen=True, slots=True)
-class Passed(Message):
+class Passed(Message, frozen=True):
     """The balance point is passed; go on to the next.
 
     Parameters
@@ -140,14 +144,25 @@ class HostPerf:
         self.address = host_perf(entry.index)
         self._machine = machine
         self._s = machine.arena
+        self._words = machine.arena.data
+        self._bytes = machine.arena.data.cast("B")
         self._h = entry.offset
         self._shares = shares
         self._share_of = {pcpu.offset: share for share, pcpus in shares.items() for pcpu in pcpus}
         self._pcpus = {pcpu.index: pcpu for pcpus in shares.values() for pcpu in pcpus}
+        self._callers = {physical_cpu(pcpu.index): pcpu for pcpu in self._pcpus.values()}
         self._here = here
         self._rows = rows
         self._waiting: dict[Address, Waiting] = {}
+        self._promised = dict.fromkeys(shares, 0)
+        self._gathering = False
         self._gathered: set[Address] = set()
+        self._vcpus = {each.offset for each in machine.vcpus if each.host == entry.index}
+        self._tools = {p.offset: self._tools_of(p.offset) for p in self._pcpus.values()}
+        threads = {each for v in self._vcpus for each in rows.thread(v)}
+        self._balanced = {
+            share: threads | {(p.offset, _CPU_HW) for p in pcpus} for share, pcpus in shares.items()
+        }
         floats = bool(self._s[self._h + int(H_FLOATING)])
         self._balance_at = int(self._s[self._h + int(H_BALANCE_AT)]) if floats else machine.until_ns
 
@@ -161,19 +176,29 @@ class HostPerf:
             return self._note_rows(message)
         raise UnexpectedMessage(f"{to} cannot take a {type(message).__name__}")
 
+    def _tools_of(self, p: int) -> set[int]:
+        first = self._words[p + int(P_TOOLS)]
+        return {first + number * _TOOL for number in range(self._words[p + int(P_NR_TOOLS)])}
+
     def _serve(self, message: PerfRequest) -> PerfReply:
-        pcpu = self._pcpus.get(message.source.index)
+        pcpu = self._callers.get(message.source)
         if pcpu is None:
             raise UnexpectedMessage(f"{message.source} is not a physical CPU of {self.address}")
-        first, last = pcpu.offset + CALL_FIRST, pcpu.offset + CALL_END
-        self._s[first:last] = message.words
+        first, last = 8 * (pcpu.offset + CALL_FIRST), 8 * (pcpu.offset + CALL_END)
+        self._bytes[first:last] = message.words
+        call, slot = self._words[pcpu.offset + _CALL], self._words[pcpu.offset + _CALL_SLOT]
+        caller = self._words[pcpu.offset + _CALL_VCPU]
+        known = caller == 0 or caller in self._vcpus or caller in self._tools[pcpu.offset]
+        if not (0 < call <= _LAST_CALL and slot < SLOTS and known):
+            raise UnexpectedMessage(f"{message.source} calls {call} for {caller}, slot {slot}: there is none")
         serve_call(self._s, U64(pcpu.offset))
-        mux_at_ns = int(self._s[pcpu.offset + _MUX_AT])
-        return PerfReply(self.address, message.at_ns, self._s[first:last].copy(), mux_at_ns)
+        mux_at_ns = self._words[pcpu.offset + _MUX_AT]
+        return PerfReply(self.address, message.at_ns, self._bytes[first:last].tobytes(), mux_at_ns)
 
     def _note_waiting(self, message: Waiting) -> Effects:
         if message.source not in self._shares or message.source in self._waiting:
             raise UnexpectedMessage(f"{message.source} waits for {self.address} out of turn")
+        self._check_promise(message)
         self._waiting[message.source] = message
         if len(self._waiting) < len(self._shares):
             return []
@@ -181,6 +206,19 @@ class HostPerf:
         if requests:
             return self._serve_request(min(requests, key=lambda each: (each.at_ns, each.pcpu)))
         return self._end_window()
+
+    def _check_promise(self, message: Waiting) -> None:
+        """Refuse a promise that goes behind the last one, or is about what others have."""
+        share, request = message.source, message.request
+        if message.at_ns < self._promised[share]:
+            raise UnexpectedMessage(f"{share} waits at {message.at_ns} ns, behind {self._promised[share]} ns")
+        self._promised[share] = message.at_ns
+        pcpus, window = self._shares[share], min(self._balance_at, self._machine.until_ns)
+        if request is None:
+            if message.at_ns != window or len(message.loads) != len(pcpus):
+                raise UnexpectedMessage(f"{share} waits at the end of another window, {message.at_ns} ns")
+        elif request.pcpu not in [pcpu.index for pcpu in pcpus] or message.at_ns >= window:
+            raise UnexpectedMessage(f"{share} asks for physical_cpu {request.pcpu}, {message.at_ns} ns")
 
     def _serve_request(self, request: Request) -> Effects:
         pcpu = self._pcpus[request.pcpu]
@@ -200,19 +238,24 @@ class HostPerf:
         if max(loads) < min(loads) + 2:
             self._balance_at += self._balance_ns()
             return [(share, Passed(self.address, at, self._balance_at, 0, ())) for share in self._shares]
+        self._gathering = True
         return [(share, GiveRows(self.address, at)) for share in self._shares]
 
     def _balance_ns(self) -> int:
         return int(self._s[self._h + int(H_BALANCE_NS)])
 
     def _note_rows(self, message: ShareRows) -> Effects:
-        if message.source not in self._shares or message.source in self._gathered:
-            raise UnexpectedMessage(f"rows from {message.source}, which {self.address} did not ask for")
+        share = message.source
+        if not self._gathering or share not in self._shares or share in self._gathered:
+            raise UnexpectedMessage(f"rows from {share}, which {self.address} did not ask for")
+        if not self._balanced[share].issuperset(shape(message.words)):
+            raise UnexpectedMessage(f"rows from {share} that are not its own")
         install(self._s, message.words)
         self._gathered.add(message.source)
         if len(self._gathered) < len(self._shares):
             return []
         self._gathered.clear()
+        self._gathering = False
         return self._balance()
 
     def _balance(self) -> Effects:

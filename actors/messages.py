@@ -6,9 +6,11 @@ registry and the hub alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 INDEX_BITS: Final = 28
 NR_INDICES: Final = 1 << INDEX_BITS
@@ -24,9 +26,8 @@ class ActorKind(IntEnum):
     OBSERVER = 5
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
-    """Names one actor of a run.
+class Address(int):
+    """Names one actor of a run: an unsigned 32-bit number, as frames carry it; never 0.
 
     Parameters
     ----------
@@ -41,20 +42,40 @@ class Address:
         If the index does not fit.
     """
 
-    kind: ActorKind
-    index: int
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < NR_INDICES:
-            raise ValueError(f"actor index {self.index} is not below 2**{INDEX_BITS}")
+    def __new__(cls, kind: ActorKind, index: int) -> Address:
+        """Return the address of an actor."""
+        if not 0 <= index < NR_INDICES:
+            raise ValueError(f"actor index {index} is not below 2**{INDEX_BITS}")
+        return int.__new__(cls, kind << INDEX_BITS | index)
+
+    def __reduce__(self) -> tuple[Callable[[int], Address], tuple[int]]:
+        return Address.from_number, (int(self),)
 
     def __str__(self) -> str:
         return f"{self.kind.name.lower()} {self.index}"
 
+    def __repr__(self) -> str:
+        return f"Address({self})"
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+    @property
+    def kind(self) -> ActorKind:
+        """What it is."""
+        return ActorKind(self >> INDEX_BITS)
+
+    @property
+    def index(self) -> int:
+        """Which one, counted over the whole run."""
+        return self & (NR_INDICES - 1)
+
     @property
     def number(self) -> int:
-        """The address as an unsigned 32-bit number, as frames carry it; never 0."""
-        return self.kind << INDEX_BITS | self.index
+        """The address as a plain number."""
+        return int(self)
 
     @classmethod
     def from_number(cls, number: int) -> Address:
@@ -87,8 +108,7 @@ def observer(index: int) -> Address:
     return Address(ActorKind.OBSERVER, index)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """What one actor tells another; subclasses add what they carry.
 
     Parameters

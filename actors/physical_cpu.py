@@ -27,10 +27,11 @@ from vpmu.actors.host_perf import (
 )
 from vpmu.actors.machine import Machine, PcpuEntry
 from vpmu.actors.messages import Address, Message, host_perf, physical_cpu, vcpu
-from vpmu.actors.rows import RowMap, Slices, Words, copy_words, install
-from vpmu.actors.vcpu import WATCH_END, WATCH_FIRST, Go, Resume, Retired, VcpuRows, WantRows, watch_of
+from vpmu.actors.rows import RowMap, Slices, Words, copy_words, install, shape
+from vpmu.actors.vcpu import Go, Resume, Retired, VcpuRows, WantRows, WatchList, watch_bytes
 from vpmu.kernels.advance import advance
 from vpmu.kernels.columns import (
+    G_NWATCH,
     G_OPERATION,
     G_REGISTER,
     G_TIMER_AT,
@@ -51,9 +52,7 @@ from vpmu.kernels.columns import (
     V_GUEST,
     V_ID,
     V_INJECT,
-    V_OPERATION,
     V_OUTCOME,
-    V_REGISTER,
     V_VALUE,
 )
 from vpmu.kernels.engine import (
@@ -71,13 +70,21 @@ from vpmu.kernels.engine import (
     STOP_WINDOW,
 )
 from vpmu.kernels.jit import U64
-from vpmu.kernels.remote import call_served, guest_ran, guest_resumed, reservation_served, runnable_vcpus
+from vpmu.kernels.remote import call_served, guest_answered, reservation_served, runnable_vcpus
 
 STEPS = U64(1_000_000)
 _MUX_AT = int(P_CPU_HW + U_MUX_AT)
 _GUEST, _PERF = int(STOP_GUEST), int(STOP_PERF)
 _RESERVE, _UNRESERVE = int(STOP_RESERVE), int(STOP_UNRESERVE)
 _GO, _ROWS, _AWAY = int(ASK_GO), int(ASK_ROWS), int(ASK_AWAY)
+_WINDOW = int(STOP_WINDOW)
+# Indices into the words of a row.
+_ASK, _CURRENT, _LIMIT, _NOW = int(P_ASK), int(P_CURRENT), int(P_LIMIT), int(P_NOW)
+_STOP, _STOP_AT, _GUEST_ROW, _ID = int(P_STOP), int(P_STOP_AT), int(V_GUEST), int(V_ID)
+_COMPLETE, _OUTCOME, _VALUE, _INJECT = int(V_COMPLETE), int(V_OUTCOME), int(V_VALUE), int(V_INJECT)
+_WANTS, _WANTS_OF, _WANTS_VALUE = int(G_OPERATION), int(G_REGISTER), int(G_VALUE)
+_TIMER_AT, _NWATCH = int(G_TIMER_AT), int(G_NWATCH)
+_FLAG = (U64(0), U64(1))
 
 
 class Guests(IntEnum):
@@ -91,8 +98,7 @@ class Guests(IntEnum):
     """Their rows come when they are switched in."""
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuComes(Message):
+class VcpuComes(Message, frozen=True):
     """A vCPU moves here from a physical CPU of another process: the rows that came with it."""
 
     words: Words
@@ -107,10 +113,13 @@ class _Share:
     offset: int
     pcpus: list[PcpuEntry]
     waits: bool = False
+    request: Request | None = None
     finished: bool = False
     came: int = 0
     passed: Passed | None = None
     asked: set[int] = field(default_factory=set)
+    balanced: set[tuple[int, int]] = field(default_factory=set)
+    """Slices that load balancing may change."""
 
 
 class PhysicalCpus:
@@ -137,6 +146,9 @@ class PhysicalCpus:
     ) -> None:
         self._machine = machine
         self._s = machine.arena
+        self._words = machine.arena.data
+        self._bytes = machine.arena.data.cast("B")
+        self._watch = WatchList(machine)
         self._rows = rows
         self._guests = guests
         self._until = machine.until_ns
@@ -145,9 +157,17 @@ class PhysicalCpus:
             address: _Share(address, pcpus[0].host, hosts[pcpus[0].host].offset, list(pcpus))
             for address, pcpus in shares.items()
         }
+        for share in self._shares.values():
+            vcpus = [each.offset for each in machine.vcpus if each.host == share.host]
+            share.balanced |= {each for v in vcpus for each in rows.thread(v)}
+            share.balanced |= {(pcpu.offset, int(P_CPU_HW)) for pcpu in share.pcpus}
+        self._movings = {self.moving_slices(each.offset)[0][0]: each.offset for each in machine.vcpus}
+        """vCPUs by where the rows that move with them begin."""
         self._share_at = {pcpu.offset: share for share in self._shares.values() for pcpu in share.pcpus}
         self._pcpus = [pcpu for share in self._shares.values() for pcpu in share.pcpus]
         self._at = {physical_cpu(pcpu.index): pcpu for pcpu in self._pcpus}
+        self._addresses = {pcpu.offset: address for address, pcpu in self._at.items()}
+        self._vcpus = [vcpu(entry.index) for entry in machine.vcpus]
         self._stops = np.array([pcpu.offset + int(P_STOP) for pcpu in self._pcpus], dtype=np.intp)
         self.visitors: set[int] = set()
         """Offsets of vCPUs whose rows have travelled here."""
@@ -161,17 +181,20 @@ class PhysicalCpus:
         """Whether every physical CPU is at the run's end."""
         return self._idle_kernel and all(share.finished for share in self._shares.values())
 
+    def addresses(self) -> list[Address]:
+        """Return the addresses of the physical CPUs that live here."""
+        return list(self._at)
+
     def turn(self) -> tuple[Effects, bool]:
         """Advance all that can go on; return what to send, and whether there is more to do at once."""
         stop = advance(self._s, self._machine.log, U64(self._until), STEPS)
-        more = bool(stop != STOP_WINDOW)
+        more = int(stop) != _WINDOW
         effects: Effects = []
-        stops = self._s[self._stops]
-        for index in np.flatnonzero(stops):
+        for index in self._s[self._stops].nonzero()[0].tolist():
             pcpu = self._pcpus[index]
             asked = self._share_at[pcpu.offset].asked
             if pcpu.offset not in asked:
-                more |= self._ask(pcpu, int(stops[index]), asked, effects)
+                more |= self._ask(pcpu, self._words[pcpu.offset + _STOP], asked, effects)
         self._idle_kernel = not more
         if not more:
             for share in self._shares.values():
@@ -186,7 +209,7 @@ class PhysicalCpus:
         elif stop != _GUEST:
             return False
         else:
-            ask = int(self._s[pcpu.offset + int(P_ASK)])
+            ask = self._words[pcpu.offset + _ASK]
             if ask == _AWAY:
                 self._send_home(pcpu, effects)
                 return True
@@ -195,24 +218,35 @@ class PhysicalCpus:
         return False
 
     def _word(self, offset: int, column: np.uint64) -> int:
-        return int(self._s[offset + int(column)])
+        return self._words[offset + int(column)]
 
     def _perf_request(self, pcpu: PcpuEntry) -> PerfRequest:
         p = pcpu.offset
-        words = self._s[p + CALL_FIRST : p + CALL_END].copy()
-        return PerfRequest(physical_cpu(pcpu.index), self._word(p, P_NOW), words)
+        words = self._bytes[8 * (p + CALL_FIRST) : 8 * (p + CALL_END)].tobytes()
+        return PerfRequest(self._addresses[p], self._words[p + _NOW], words)
 
     def _guest_message(self, pcpu: PcpuEntry, ask: int) -> tuple[Address, Message]:
-        p = pcpu.offset
-        v = self._word(p, P_CURRENT)
-        source, now = physical_cpu(pcpu.index), self._word(p, P_NOW)
-        to = vcpu(self._word(v, V_ID))
-        if ask == _GO:
-            return to, Go(source, now, self._word(p, P_LIMIT), watch_of(self._s, self._word(v, V_GUEST)))
+        words, p = self._words, pcpu.offset
+        v, source, now = words[p + _CURRENT], self._addresses[p], words[p + _NOW]
+        to = self._vcpus[words[v + _ID]]
         if ask == _ROWS:
             return to, WantRows(source, now)
-        words = (V_COMPLETE, V_OPERATION, V_REGISTER, V_OUTCOME, V_VALUE, V_INJECT)
-        return to, Resume(source, now, *(self._word(v, column) for column in words))
+        limit, g = words[p + _LIMIT], words[v + _GUEST_ROW]
+        watch = self._watch.read(g) if limit else b""
+        if ask == _GO:
+            return to, Go(source, now, limit, watch)
+        return to, Resume(
+            source,
+            now,
+            words[v + _COMPLETE],
+            words[g + _WANTS],
+            words[g + _WANTS_OF],
+            words[v + _OUTCOME],
+            words[v + _VALUE],
+            words[v + _INJECT],
+            limit,
+            watch,
+        )
 
     def _send_home(self, pcpu: PcpuEntry, effects: Effects) -> None:
         p = pcpu.offset
@@ -233,6 +267,7 @@ class PhysicalCpus:
         window = self._window(share)
         request = self._first_request(share, window)
         share.waits = True
+        share.request = request
         share.finished = request is None and window == self._until
         loads = () if request else tuple(int(runnable_vcpus(self._s, U64(p.offset))) for p in share.pcpus)
         at = window if request is None else request.at_ns
@@ -253,7 +288,9 @@ class PhysicalCpus:
         if isinstance(message, Retired):
             self._retired(self._answered(to, _GUEST), message)
         elif isinstance(message, PerfReply):
-            self._served(self._answered(to, _PERF), message)
+            pcpu = self._answered(to, _PERF)
+            self._demand_host_perf(pcpu.host, message)
+            self._served(pcpu, message)
         elif isinstance(message, VcpuRows):
             self._rows_here(self._answered(to, _GUEST), message)
         elif to not in self._shares:
@@ -270,58 +307,79 @@ class PhysicalCpus:
         asked.remove(pcpu.offset)
         return pcpu
 
+    @staticmethod
+    def _demand_host_perf(host: int, message: Message) -> None:
+        if message.source != host_perf(host):
+            raise UnexpectedMessage(f"{message.source} speaks for host_perf {host}")
+
     def _retired(self, pcpu: PcpuEntry, message: Retired) -> None:
-        p = pcpu.offset
-        s = self._s
-        going = self._word(p, P_ASK) == _GO
-        if going != (message.watch is not None):
-            raise UnexpectedMessage(f"physical_cpu {pcpu.index} got the answer to another question")
-        v = self._word(p, P_CURRENT)
-        if message.source.index != self._word(v, V_ID):
-            raise UnexpectedMessage(f"{message.source} answers for vcpu {self._word(v, V_ID)}")
-        g = self._word(v, V_GUEST)
-        s[g + int(G_TIMER_AT)] = message.timer_at_ns
-        if message.access is not None:
-            s[g + int(G_OPERATION)] = message.access.operation
-            s[g + int(G_REGISTER)] = message.access.register
-            s[g + int(G_VALUE)] = message.access.value
-        if message.watch is None:
-            guest_resumed(s, U64(p), U64(message.reason))
+        words, p = self._words, pcpu.offset
+        v = words[p + _CURRENT]
+        if message.source != self._vcpus[words[v + _ID]]:
+            raise UnexpectedMessage(f"{message.source} answers for vcpu {words[v + _ID]}")
+        g = words[v + _GUEST_ROW]
+        self._check_run(pcpu, g, message)
+        words[g + _TIMER_AT] = message.timer_at_ns
+        access = message.access
+        if access is not None:
+            words[g + _WANTS] = access.operation
+            words[g + _WANTS_OF] = access.register
+            words[g + _WANTS_VALUE] = access.value
+        has_run = 1 if message.watch else 0
+        if has_run:
+            self._watch.write(g, message.watch)
+        guest_answered(self._s, U64(p), U64(message.at_ns), U64(message.reason), _FLAG[has_run])
+
+    def _check_run(self, pcpu: PcpuEntry, g: int, message: Retired) -> None:
+        """Refuse an answer to another question than the one that was asked."""
+        words, p = self._words, pcpu.offset
+        length, now, limit = len(message.watch), words[p + _NOW], words[p + _LIMIT]
+        if length == 0:
+            fits = words[p + _ASK] != _GO and message.at_ns == now
         else:
-            s[g + WATCH_FIRST : g + WATCH_END] = message.watch
-            guest_ran(s, U64(p), U64(message.at_ns), U64(message.reason))
+            fits = length == watch_bytes(words[g + _NWATCH]) and now <= message.at_ns <= limit
+        if not fits:
+            raise UnexpectedMessage(f"{self._addresses[p]} got the answer to another question")
 
     def _served(self, pcpu: PcpuEntry, message: PerfReply) -> None:
         p = pcpu.offset
-        self._s[p + CALL_FIRST : p + CALL_END] = message.words
-        self._s[p + _MUX_AT] = message.mux_at_ns
+        self._bytes[8 * (p + CALL_FIRST) : 8 * (p + CALL_END)] = message.words
+        self._words[p + _MUX_AT] = message.mux_at_ns
         call_served(self._s, U64(p))
 
     def _rows_here(self, pcpu: PcpuEntry, message: VcpuRows) -> None:
         p = pcpu.offset
+        v = self._words[p + _CURRENT]
+        due = self._rows.state(v) + self._rows.guest(v)
+        if message.source != self._vcpus[self._words[v + _ID]] or shape(message.words) != due:
+            raise UnexpectedMessage(f"{message.source} sent rows of another")
         install(self._s, message.words)
-        self.visitors.add(self._word(p, P_CURRENT))
+        self.visitors.add(v)
         self._s[p + int(P_ASK)] = ROWS_HERE
         self._s[p + int(P_STOP)] = STOP_NONE
 
     def _handle_share(self, share: _Share, message: Message) -> Effects:
         if isinstance(message, VcpuComes):
+            v = self._movings.get(message.words[0][0]) if message.words else None
+            if v is None or shape(message.words) != self.moving_slices(v):
+                raise UnexpectedMessage(f"{message.source} sent rows that make no vCPU")
             install(self._s, message.words)
             share.came += 1
             return self._pass(share)
-        if not share.waits:
+        if not share.waits or share.passed is not None:
             raise UnexpectedMessage(f"{share.address} got a {type(message).__name__} but does not wait")
+        self._demand_host_perf(share.host, message)
         if isinstance(message, Reserved):
-            share.waits = False
-            reservation_served(
-                self._s, U64(self._offset_of(message.pcpu)), U64(message.start_ns), U64(message.work_ns)
-            )
+            self._reserved(share, message)
             return []
+        if share.request is not None:
+            raise UnexpectedMessage(f"{share.address} got a {type(message).__name__} but waits to reserve")
         if isinstance(message, GiveRows):
             slices = [each for pcpu in share.pcpus for each in balance_slices(self._rows, pcpu.offset)]
-            words = copy_words(self._s, slices)
-            return [(message.source, ShareRows(share.address, message.at_ns, words))]
+            return [(message.source, ShareRows(share.address, message.at_ns, copy_words(self._s, slices)))]
         if isinstance(message, ShareRows):
+            if not share.balanced.issuperset(shape(message.words)):
+                raise UnexpectedMessage(f"{share.address} got rows of others")
             install(self._s, message.words)
             return []
         if isinstance(message, Passed):
@@ -330,8 +388,12 @@ class PhysicalCpus:
             return effects + self._pass(share)
         raise UnexpectedMessage(f"{share.address} cannot take a {type(message).__name__}")
 
-    def _offset_of(self, pcpu: int) -> int:
-        return self._at[physical_cpu(pcpu)].offset
+    def _reserved(self, share: _Share, message: Reserved) -> None:
+        if share.request is None or message.pcpu != share.request.pcpu:
+            raise UnexpectedMessage(f"{share.address} got a Reserved for physical_cpu {message.pcpu}")
+        share.waits = False
+        p = self._at[physical_cpu(message.pcpu)].offset
+        reservation_served(self._s, U64(p), U64(message.start_ns), U64(message.work_ns))
 
     def moving_slices(self, v: int) -> Slices:
         """Return what of a vCPU lives with its physical CPU, apart from its thread."""
@@ -342,6 +404,8 @@ class PhysicalCpus:
         return self._rows.state(v) + self._rows.task(v) + self._rows.guest(v)
 
     def _sent_away(self, share: _Share, index: int, to: Address) -> tuple[Address, Message]:
+        if index >= len(self._vcpus):
+            raise UnexpectedMessage(f"{share.address} is to send vcpu {index} away, which it has not")
         v = self._machine.vcpus[index].offset
         at = self._window(share)
         return to, VcpuComes(share.address, at, copy_words(self._s, self.moving_slices(v)))

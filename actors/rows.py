@@ -30,6 +30,11 @@ def copy_words(arena: Arena, slices: Slices) -> Words:
     return [(offset, arena[offset : offset + length].copy()) for offset, length in slices]
 
 
+def shape(words: Words) -> Slices:
+    """Return which slices words are of."""
+    return [(offset, len(values)) for offset, values in words]
+
+
 def install(arena: Arena, words: Words) -> None:
     """Put words where they belong."""
     for offset, values in words:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
 from vpmu.actors.actor import Effects, UnexpectedMessage
 from vpmu.actors.machine import Machine, VcpuEntry
 from vpmu.actors.messages import Address, Message, vcpu
-from vpmu.actors.rows import RowMap, Words, copy_words, install
+from vpmu.actors.rows import RowMap, Words, copy_words, install, shape
 from vpmu.kernels.columns import (
+    G_NWATCH,
     G_OPERATION,
     G_REGISTER,
     G_STILL,
@@ -20,19 +17,58 @@ from vpmu.kernels.columns import (
     SLOTS,
     WATCH_COLUMNS,
 )
-from vpmu.kernels.guest.step import GUEST_ACCESS
-from vpmu.kernels.jit import U64, Arena
+from vpmu.kernels.guest.step import GUEST_ACCESS, GUEST_RUN
+from vpmu.kernels.jit import U64
 from vpmu.kernels.remote import let_guest_go, resume_guest
 
-WATCH_FIRST = int(G_STILL)
-WATCH_END = int(G_WATCH) + WATCH_COLUMNS * SLOTS
-"""Words of the guest row that say what is counted while it runs, and come back with what was retired."""
+_STILL, _NWATCH = int(G_STILL), int(G_NWATCH)
+_OPERATION, _REGISTER, _VALUE = int(G_OPERATION), int(G_REGISTER), int(G_VALUE)
+_TIMER_AT, _ACCESS, _RUN = int(G_TIMER_AT), int(GUEST_ACCESS), int(GUEST_RUN)
+_FLAG = (U64(0), U64(1))
 
-_ACCESS = int(GUEST_ACCESS)
+assert _STILL + 1 == _NWATCH
+assert int(G_WATCH) == _STILL + 2
 
 
-@dataclass(frozen=True, slots=True)
-class Resume(Message):
+def watch_bytes(nr_watched: int) -> int:
+    """Return the length of a watch list in bytes; ValueError if nobody can watch so many counters."""
+    if not 0 <= nr_watched <= SLOTS:
+        raise ValueError(f"{nr_watched} counters are watched, there are {SLOTS}")
+    return 8 * (2 + WATCH_COLUMNS * nr_watched)
+
+
+class WatchList:
+    """The words of a guest's row that say what is counted while it runs, and come back with what was retired.
+
+    Parameters
+    ----------
+    machine : Machine
+        Of this process.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._words = machine.arena.data
+        self._bytes = machine.arena.data.cast("B")
+
+    def read(self, guest: int) -> bytes:
+        """Return a guest's watch list: G_STILL, G_NWATCH and as many entries of G_WATCH."""
+        first = 8 * (guest + _STILL)
+        return self._bytes[first : first + watch_bytes(self._words[guest + _NWATCH])].tobytes()
+
+    def write(self, guest: int, watch: bytes) -> None:
+        """Put a watch list into a guest's row."""
+        first = 8 * (guest + _STILL)
+        self._bytes[first : first + len(watch)] = watch
+
+
+class Go(Message, frozen=True):
+    """Run up to ``limit_ns``; ``watch`` says what is counted meanwhile (`WatchList`)."""
+
+    limit_ns: int
+    watch: bytes
+
+
+class Resume(Message, frozen=True):
     """Enter the guest.
 
     Parameters
@@ -43,6 +79,10 @@ class Resume(Message):
         That access and its result.
     nmi : int
         1 if a PMI comes, too.
+    limit_ns : int
+        If it then has code to run: up to when it may; 0 if it has to ask.
+    watch : bytes
+        What is counted meanwhile, as in `Go`; empty if it has to ask.
     """
 
     complete: int
@@ -51,18 +91,11 @@ class Resume(Message):
     outcome: int
     value: int
     nmi: int
+    limit_ns: int = 0
+    watch: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Go(Message):
-    """Run up to ``limit_ns``; ``watch`` says what is counted meanwhile."""
-
-    limit_ns: int
-    watch: Arena
-
-
-@dataclass(frozen=True, slots=True)
-class Access(Message):
+class Access(Message, frozen=True):
     """The guest executes an intercepted instruction."""
 
     operation: int
@@ -70,9 +103,8 @@ class Access(Message):
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class Retired(Message):
-    """What the guest wants now, and what it has retired if it was let go.
+class Retired(Message, frozen=True):
+    """What the guest wants now, and what it has retired if it has run.
 
     Parameters
     ----------
@@ -80,25 +112,23 @@ class Retired(Message):
         One of the GUEST_ constants.
     timer_at_ns : int
         Its next timer.
-    watch : uint64[n], optional
-        The watch list with what was retired; None after a resume.
+    watch : bytes
+        The watch list with what was retired; empty if it has not run.
     access : Access, optional
         If the reason is GUEST_ACCESS.
     """
 
     reason: int
     timer_at_ns: int
-    watch: Arena | None
+    watch: bytes
     access: Access | None
 
 
-@dataclass(frozen=True, slots=True)
-class WantRows(Message):
+class WantRows(Message, frozen=True):
     """Send the rows of this vCPU: it is being switched in."""
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuRows(Message):
+class VcpuRows(Message, frozen=True):
     """The rows of a vCPU, on their way to its physical CPU or back home."""
 
     words: Words
@@ -123,12 +153,15 @@ class VCpu:
     def __init__(self, machine: Machine, entry: VcpuEntry, rows: RowMap) -> None:
         self.address = vcpu(entry.index)
         self._s = machine.arena
+        self._words = machine.arena.data
         self._log = machine.log
         self._g = U64(entry.guest)
         self._at = entry.guest
+        self._watch = WatchList(machine)
         self._slices = rows.state(entry.offset) + rows.guest(entry.offset)
         self.at_home = True
         self._wanted: WantRows | None = None
+        self._accesses = False
 
     def handle(self, to: Address, message: Message) -> Effects:
         """Take a message; return what to send."""
@@ -143,31 +176,42 @@ class VCpu:
         raise UnexpectedMessage(f"{to} cannot take a {type(message).__name__}")
 
     def _resume(self, message: Resume) -> Retired:
+        words, at = self._words, self._at
+        access = (words[at + _OPERATION], words[at + _REGISTER])
+        if message.complete != self._accesses or (
+            self._accesses and (message.operation, message.register) != access
+        ):
+            raise UnexpectedMessage(f"{self.address} got the result of an access that it does not make")
         reason = resume_guest(
             self._s,
             self._log,
             self._g,
             U64(message.at_ns),
-            U64(message.complete),
+            _FLAG[message.complete],
             U64(message.outcome),
             U64(message.value),
-            U64(message.nmi),
+            _FLAG[message.nmi],
         )
-        return self._answer(int(reason), message.at_ns, None)
+        if reason == _RUN and message.watch:
+            return self._go(message)
+        return self._answer(int(reason), message.at_ns, b"")
 
-    def _go(self, message: Go) -> Retired:
-        first, last = self._at + WATCH_FIRST, self._at + WATCH_END
-        self._s[first:last] = message.watch
-        end, reason = let_guest_go(self._s, self._log, self._g, U64(message.at_ns), U64(message.limit_ns))
-        return self._answer(int(reason), int(end), self._s[first:last].copy())
+    def _go(self, message: Go | Resume) -> Retired:
+        if isinstance(message, Go) and self._accesses:
+            raise UnexpectedMessage(f"{self.address} is to run, but waits for the result of its access")
+        self._watch.write(self._at, message.watch)
+        now, limit = U64(message.at_ns), U64(message.limit_ns)
+        end, reason = let_guest_go(self._s, self._log, self._g, now, limit)
+        return self._answer(int(reason), int(end), self._watch.read(self._at))
 
-    def _answer(self, reason: int, at_ns: int, watch: Arena | None) -> Retired:
+    def _answer(self, reason: int, at_ns: int, watch: bytes) -> Retired:
+        words, at = self._words, self._at
         access = None
-        if reason == _ACCESS:
-            words = (int(self._s[self._at + int(column)]) for column in (G_OPERATION, G_REGISTER, G_VALUE))
-            access = Access(self.address, at_ns, *words)
-        timer_at_ns = int(self._s[self._at + int(G_TIMER_AT)])
-        return Retired(self.address, at_ns, reason, timer_at_ns, watch, access)
+        self._accesses = reason == _ACCESS
+        if self._accesses:
+            operation, register = words[at + _OPERATION], words[at + _REGISTER]
+            access = Access(self.address, at_ns, operation, register, words[at + _VALUE])
+        return Retired(self.address, at_ns, reason, words[at + _TIMER_AT], watch, access)
 
     def _give(self, message: WantRows) -> Effects:
         if not self.at_home:
@@ -180,12 +224,9 @@ class VCpu:
     def _take(self, message: VcpuRows) -> Effects:
         if self.at_home:
             raise UnexpectedMessage(f"{self.address} is at home already")
+        if shape(message.words) != self._slices:
+            raise UnexpectedMessage(f"{message.source} sent home other rows than those of {self.address}")
         install(self._s, message.words)
         self.at_home = True
         wanted, self._wanted = self._wanted, None
         return [] if wanted is None else self._give(wanted)
-
-
-def watch_of(arena: Arena, guest: int) -> Arena:
-    """Return a copy of a guest's watch list."""
-    return np.array(arena[guest + WATCH_FIRST : guest + WATCH_END])

@@ -217,24 +217,29 @@ class Hub:
         LocalProtocolError
             If the rank is not connected or the records do not fit the kind.
         """
-        payload = proto.pack_records(records)
         count, words = records.shape
-        self._post(kind, rank, payload, count, words, (at_ns, source, to, request))
+        header = self._header(kind, rank, count, words, (at_ns, source, to, request))
+        self._post(header, proto.encode(header, records))
 
     def send_record_nowait(
         self,
         kind: Kind,
         rank: int,
         record: tuple[int, ...],
+        tail: bytes = b"",
         *,
         to: int = 0,
         source: int = 0,
         at_ns: int = 0,
         request: int = 0,
     ) -> None:
-        """Send a frame of one record, given as Python integers: the fast way; else as `send_nowait`."""
-        payload = proto.pack_words(record)
-        self._post(kind, rank, payload, 1, len(record), (at_ns, source, to, request))
+        """Send a frame of one record: words as Python integers, then `tail`, words as they lie in memory.
+
+        It is the fast way; else as `send_nowait`.
+        """
+        words = len(record) + len(tail) // proto.WORD_BYTES
+        header = self._header(kind, rank, 1, words, (at_ns, source, to, request))
+        self._post(header, proto.encode_record(header, record, tail))
 
     async def send(
         self,
@@ -259,21 +264,14 @@ class Hub:
             await self._link.wait_room(rank)
         self.send_nowait(kind, rank, records, to=to, source=source, at_ns=at_ns, request=request)
 
-    def _post(
-        self,
-        kind: int,
-        rank: int,
-        payload: bytes | memoryview,
-        count: int,
-        words: int,
-        rest: tuple[int, int, int, int],
-    ) -> None:
+    def _header(
+        self, kind: int, rank: int, count: int, words: int, rest: tuple[int, int, int, int]
+    ) -> Header:
         at_ns, source, to, request = rest
-        try:
-            sequence = self._next_sent[rank]
-        except KeyError:
-            raise LocalProtocolError(f"rank {rank} is not connected") from None
-        header = Header(
+        sequence = self._next_sent.get(rank)
+        if sequence is None:
+            raise LocalProtocolError(f"rank {rank} is not connected")
+        return Header(
             kind,
             self.run_number,
             sequence,
@@ -287,9 +285,12 @@ class Hub:
             words,
             request,
         )
-        self._link.send_nowait(rank, proto.encode_payload(header, payload))
-        self._next_sent[rank] = sequence + 1
-        self._sent.add(kind, count)
+
+    def _post(self, header: Header, frame: bytes) -> None:
+        rank = header.destination_rank
+        self._link.send_nowait(rank, frame)
+        self._next_sent[rank] = header.sequence + 1
+        self._sent.add(header.kind, header.nr_records)
 
     async def run(self) -> None:
         """Receive and dispatch until cancelled.

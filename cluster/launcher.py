@@ -121,7 +121,10 @@ class LocalWorkers:
             if self._closed:
                 return
             self._open(dask, distributed)
-        self._client.wait_for_workers(self._nr_ranks)
+        try:
+            self._client.wait_for_workers(self._nr_ranks, timeout=START_WITHIN_S)
+        except TimeoutError:
+            raise GangError(f"{self._nr_ranks} workers did not start within {START_WITHIN_S} s") from None
 
     def _open(self, dask: Any, distributed: Any) -> None:
         resource_tracker.ensure_running()  # Note: it unblocks SIGINT in the thread that starts it

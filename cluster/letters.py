@@ -1,7 +1,7 @@
 """Messages of actors as frames, and back: what each kind of frame carries (`docs/protocol.md`).
 
-A result and a PMI that come together are two frames, ACCESS_DONE and PMI, and one message; so are RETIRED and
-ACCESS.
+A result and a PMI that come together are two frames, ACCESS_DONE and PMI, and one message. What a
+guest may run next comes with the frame that enters it; what it has run, with the access that it stopped at.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from vpmu.actors.host_perf import (
@@ -27,11 +28,12 @@ from vpmu.actors.host_perf import (
 from vpmu.actors.messages import ActorKind, Address, Message
 from vpmu.actors.physical_cpu import VcpuComes
 from vpmu.actors.rows import Words
-from vpmu.actors.vcpu import WATCH_END, WATCH_FIRST, Access, Go, Resume, Retired, VcpuRows, WantRows
+from vpmu.actors.vcpu import Access, Go, Resume, Retired, VcpuRows, WantRows, watch_bytes
 from vpmu.cluster import proto
 from vpmu.cluster.errors import RemoteProtocolError
 from vpmu.cluster.hub import Hub
 from vpmu.cluster.proto import Frame, Kind, U64Array
+from vpmu.kernels.columns import SLOTS
 from vpmu.kernels.guest.step import GUEST_ACCESS, GUEST_DONE
 from vpmu.kernels.log import RECORD_ACCESS, RECORD_PMI
 
@@ -49,8 +51,9 @@ KINDS: Final = (
 )
 """The kinds that carry messages between actors; WINDOW does, too, if it is for one."""
 
-_CALL_WORDS: Final = CALL_END - CALL_FIRST
-_WATCH_WORDS: Final = WATCH_END - WATCH_FIRST
+_CALL_BYTES: Final = proto.WORD_BYTES * (CALL_END - CALL_FIRST)
+_RECORD: Final = 8
+"""Words of an access or a PMI; what follows belongs to a run of the guest."""
 _GRANT_RESUME, _GRANT_GO, _GRANT_ROWS = 1, 2, 3
 _WINDOW_END, _WINDOW_PASSED, _WINDOW_GIVE = 1, 2, 3
 _ROWS_OF_VCPU, _ROWS_OF_SHARE, _ROWS_MOVE = 1, 2, 3
@@ -67,91 +70,85 @@ def _pack_words(words: Words) -> U64Array:
     return np.concatenate(parts).reshape(-1, 1) if parts else np.empty((0, 1), np.uint64)
 
 
-def _array(words: list[int]) -> U64Array:
-    return np.array(words, dtype=np.uint64).reshape(1, -1)
-
-
 def _send_resume(hub: Hub, rank: int, to: int, message: Resume) -> None:
-    source, now = message.source.number, message.at_ns
+    source, now, limit = message.source, message.at_ns, message.limit_ns
     if message.complete:
         head = _RECORD_ACCESS | message.outcome << 8 | message.operation << 16
         flags = _PMI_FOLLOWS if message.nmi else 0
-        words = (head, now, to, 0, message.register, message.value, 0, flags)
-        hub.send_record_nowait(Kind.ACCESS_DONE, rank, words, to=to, source=source, at_ns=now)
+        words = (head, now, to, 0, message.register, message.value, 0 if flags else limit, flags)
+        watch = b"" if flags else message.watch
+        hub.send_record_nowait(Kind.ACCESS_DONE, rank, words, watch, to=to, source=source, at_ns=now)
     if message.nmi:
-        hub.send_record_nowait(
-            Kind.PMI, rank, (_RECORD_PMI, now, to, 0, 0, 0, 0, 0), to=to, source=source, at_ns=now
-        )
+        words = (_RECORD_PMI, now, to, 0, 0, 0, limit, 0)
+        hub.send_record_nowait(Kind.PMI, rank, words, message.watch, to=to, source=source, at_ns=now)
     elif not message.complete:
-        hub.send_record_nowait(Kind.GRANT, rank, (_GRANT_RESUME,), to=to, source=source, at_ns=now)
+        grant = (_GRANT_RESUME, limit)
+        hub.send_record_nowait(Kind.GRANT, rank, grant, message.watch, to=to, source=source, at_ns=now)
 
 
 def _send_go(hub: Hub, rank: int, to: int, message: Go) -> None:
-    words = (_GRANT_GO, message.limit_ns, *message.watch.tolist())
-    hub.send_record_nowait(Kind.GRANT, rank, words, to=to, source=message.source.number, at_ns=message.at_ns)
+    words = (_GRANT_GO, message.limit_ns)
+    hub.send_record_nowait(
+        Kind.GRANT, rank, words, message.watch, to=to, source=message.source, at_ns=message.at_ns
+    )
 
 
 def _send_want_rows(hub: Hub, rank: int, to: int, message: WantRows) -> None:
     hub.send_record_nowait(
-        Kind.GRANT, rank, (_GRANT_ROWS,), to=to, source=message.source.number, at_ns=message.at_ns
+        Kind.GRANT, rank, (_GRANT_ROWS, 0), to=to, source=message.source, at_ns=message.at_ns
     )
 
 
 def _send_retired(hub: Hub, rank: int, to: int, message: Retired) -> None:
-    source, now = message.source.number, message.at_ns
-    if message.watch is not None or message.access is None:
-        watch = () if message.watch is None else tuple(message.watch.tolist())
-        words = (message.reason, message.timer_at_ns, *watch)
-        hub.send_record_nowait(Kind.RETIRED, rank, words, to=to, source=source, at_ns=now)
-    access = message.access
-    if access is not None:
+    source, now, access = message.source, message.at_ns, message.access
+    if access is None:
+        kind = Kind.RETIRED
+        words: tuple[int, ...] = (message.reason, message.timer_at_ns)
+    else:
+        kind = Kind.ACCESS
         head = _RECORD_ACCESS | access.operation << 16
-        record = (head, now, source, 0, access.register, access.value, 0, message.timer_at_ns)
-        hub.send_record_nowait(Kind.ACCESS, rank, record, to=to, source=source, at_ns=now)
+        words = (head, now, source, 0, access.register, access.value, 0, message.timer_at_ns)
+    hub.send_record_nowait(kind, rank, words, message.watch, to=to, source=source, at_ns=now)
 
 
 def _send_perf_request(hub: Hub, rank: int, to: int, message: PerfRequest) -> None:
-    records = message.words.reshape(1, -1)
-    hub.send_nowait(
-        Kind.PERF_REQUEST, rank, records, to=to, source=message.source.number, at_ns=message.at_ns
+    hub.send_record_nowait(
+        Kind.PERF_REQUEST, rank, (), message.words, to=to, source=message.source, at_ns=message.at_ns
     )
 
 
 def _send_perf_reply(hub: Hub, rank: int, to: int, message: PerfReply) -> None:
-    records = np.append(message.words, np.uint64(message.mux_at_ns)).reshape(1, -1)
-    hub.send_nowait(Kind.PERF_REPLY, rank, records, to=to, source=message.source.number, at_ns=message.at_ns)
+    words = (message.mux_at_ns,)
+    hub.send_record_nowait(
+        Kind.PERF_REPLY, rank, words, message.words, to=to, source=message.source, at_ns=message.at_ns
+    )
 
 
 def _send_waiting(hub: Hub, rank: int, to: int, message: Waiting) -> None:
     request = message.request
     kind = Kind.WINDOW
-    words = [_WINDOW_END, *message.loads]
+    words: tuple[int, ...] = (_WINDOW_END, *message.loads)
     if request is not None:
         kind = Kind.RESERVE
-        words = [request.pcpu, request.gives_up]
-    hub.send_nowait(kind, rank, _array(words), to=to, source=message.source.number, at_ns=message.at_ns)
+        words = (request.pcpu, request.gives_up)
+    hub.send_record_nowait(kind, rank, words, to=to, source=message.source, at_ns=message.at_ns)
 
 
 def _send_reserved(hub: Hub, rank: int, to: int, message: Reserved) -> None:
     words = (message.pcpu, message.start_ns, message.work_ns)
-    hub.send_record_nowait(
-        Kind.RESERVED, rank, words, to=to, source=message.source.number, at_ns=message.at_ns
-    )
+    hub.send_record_nowait(Kind.RESERVED, rank, words, to=to, source=message.source, at_ns=message.at_ns)
 
 
 def _send_give_rows(hub: Hub, rank: int, to: int, message: GiveRows) -> None:
     hub.send_record_nowait(
-        Kind.WINDOW, rank, (_WINDOW_GIVE,), to=to, source=message.source.number, at_ns=message.at_ns
+        Kind.WINDOW, rank, (_WINDOW_GIVE,), to=to, source=message.source, at_ns=message.at_ns
     )
 
 
 def _send_passed(hub: Hub, rank: int, to: int, message: Passed) -> None:
-    words = [_WINDOW_PASSED, message.balance_at_ns, message.comings]
-    for index, share in message.goings:
-        words += [index, share.number]
-    hub.send_nowait(
-        Kind.WINDOW, rank, _array(words), to=to, source=message.source.number, at_ns=message.at_ns
-    )
+    goings = (word for going in message.goings for word in going)
+    words = (_WINDOW_PASSED, message.balance_at_ns, message.comings, *goings)
+    hub.send_record_nowait(Kind.WINDOW, rank, words, to=to, source=message.source, at_ns=message.at_ns)
 
 
 def _send_rows(hub: Hub, rank: int, to: int, message: VcpuRows | ShareRows | VcpuComes) -> None:
@@ -165,7 +162,7 @@ def _send_rows(hub: Hub, rank: int, to: int, message: VcpuRows | ShareRows | Vcp
         rank,
         _pack_words(message.words),
         to=to,
-        source=message.source.number,
+        source=message.source,
         at_ns=message.at_ns,
         request=purpose,
     )
@@ -196,7 +193,7 @@ def send(hub: Hub, rank: int, to: Address, message: Message) -> None:
     trio.WouldBlock
         If too much waits for that rank already.
     """
-    _SENDERS[type(message)](hub, rank, to.number, message)
+    _SENDERS[type(message)](hub, rank, to, message)
 
 
 def _address(number: int) -> Address:
@@ -206,13 +203,38 @@ def _address(number: int) -> Address:
         raise RemoteProtocolError(f"bad actor number {number:#x}: {error}") from None
 
 
-def _demand_words(frame: Frame, *widths: int) -> tuple[int, ...]:
-    """Return the words of a frame of one record, which must have one of these widths."""
+def _demand_words(frame: Frame, nr_words: int) -> tuple[int, ...]:
+    """Return the words of a frame of one record, which must have as many."""
     header = frame.header
-    if header.nr_records != 1 or header.words not in widths:
-        kind = proto.KINDS[header.kind].name
-        raise RemoteProtocolError(f"{kind} of {header.nr_records} records of {header.words} words")
-    return frame.record()
+    if header.nr_records != 1 or header.words != nr_words:
+        raise _misshapen(frame)
+    return frame.head(nr_words)
+
+
+def _demand_watch(frame: Frame, nr_words: int) -> tuple[tuple[int, ...], bytes]:
+    """Return the words that a frame of one record begins with, and the watch list that may follow."""
+    header = frame.header
+    if header.nr_records != 1 or header.words < nr_words:
+        raise _misshapen(frame)
+    watch = frame.tail(nr_words)
+    if watch:
+        nr_watched = int.from_bytes(watch[8:16], "little")
+        if nr_watched > SLOTS or len(watch) != watch_bytes(nr_watched):
+            raise _misshapen(frame)
+    return frame.head(nr_words), watch
+
+
+def _demand_grant(frame: Frame, limit: int, watch: bytes) -> None:
+    """Refuse a stretch without a watch list, and a watch list without a stretch."""
+    if (limit == 0) != (watch == b""):
+        kind = proto.KINDS[frame.header.kind].name
+        raise RemoteProtocolError(f"{kind} of a run to {limit} ns with a watch list of {len(watch)} bytes")
+
+
+def _misshapen(frame: Frame) -> RemoteProtocolError:
+    header = frame.header
+    kind = proto.KINDS[header.kind].name
+    return RemoteProtocolError(f"{kind} of {header.nr_records} records of {header.words} words")
 
 
 @dataclass(slots=True)
@@ -226,7 +248,7 @@ class Reader:
     """
 
     arena_words: int
-    _halves: dict[tuple[int, int], Resume | Retired] = field(default_factory=dict)
+    _halves: dict[tuple[int, int], Resume] = field(default_factory=dict)
     _addresses: dict[int, Address] = field(default_factory=dict)
 
     def address(self, number: int) -> Address:
@@ -251,68 +273,65 @@ class Reader:
 
     def access_done(self, frame: Frame, source: Address) -> Message | None:
         """Read ACCESS_DONE, which a PMI may follow."""
-        head, now, _, _, register, value, _, flags = _demand_words(frame, 8)
-        nmi = flags & _PMI_FOLLOWS
-        message = Resume(source, now, 1, head >> 16 & 0xFF, register, head >> 8 & 0xFF, value, nmi)
-        if not nmi:
+        (head, now, _, _, register, value, limit, flags), watch = _demand_watch(frame, _RECORD)
+        _demand_grant(frame, limit, watch)
+        operation, outcome = head >> 16 & 0xFF, head >> 8 & 0xFF
+        message = Resume(source, now, 1, operation, register, outcome, value, flags, limit, watch)
+        if not flags:
             return message
+        if flags != _PMI_FOLLOWS or self._half(frame) in self._halves:
+            raise RemoteProtocolError(f"ACCESS_DONE with flags {flags:#x}, or before the PMI of the last one")
         self._halves[self._half(frame)] = message
         return None
 
     def pmi(self, frame: Frame, source: Address) -> Message | None:
         """Read PMI, alone or behind ACCESS_DONE."""
-        _, now, *_ = _demand_words(frame, 8)
+        (_, now, _, _, _, _, limit, _), watch = _demand_watch(frame, _RECORD)
+        _demand_grant(frame, limit, watch)
         first = self._halves.pop(self._half(frame), None)
-        return Resume(source, now, 0, 0, 0, 0, 0, 1) if first is None else first
+        if first is None:
+            return Resume(source, now, 0, 0, 0, 0, 0, 1, limit, watch)
+        return msgspec.structs.replace(first, limit_ns=limit, watch=watch)
 
     def grant(self, frame: Frame, source: Address) -> Message | None:
         """Read GRANT: resume, go, or give your rows."""
-        what, *words = _demand_words(frame, 1, 2 + _WATCH_WORDS)
+        (what, limit), watch = _demand_watch(frame, 2)
+        _demand_grant(frame, limit, watch)
         now = frame.header.at_ns
         if what == _GRANT_RESUME:
-            return Resume(source, now, 0, 0, 0, 0, 0, 0)
-        if what == _GRANT_ROWS:
+            return Resume(source, now, 0, 0, 0, 0, 0, 0, limit, watch)
+        if what == _GRANT_ROWS and not watch:
             return WantRows(source, now)
-        if what != _GRANT_GO or len(words) != 1 + _WATCH_WORDS:
+        if what != _GRANT_GO or not watch:
             raise RemoteProtocolError(f"GRANT of unknown sense {what}")
-        return Go(source, now, words[0], np.array(words[1:], dtype=np.uint64))
+        return Go(source, now, limit, watch)
 
     def retired(self, frame: Frame, source: Address) -> Message | None:
-        """Read RETIRED, which ACCESS follows if the guest executes an access."""
-        reason, timer_at, *watch = _demand_words(frame, 2, 2 + _WATCH_WORDS)
-        if not _ACCESS <= reason <= _DONE:
+        """Read RETIRED: what the guest wants, if that is no access."""
+        (reason, timer_at), watch = _demand_watch(frame, 2)
+        if not _ACCESS < reason <= _DONE:
             raise RemoteProtocolError(f"RETIRED for unknown reason {reason}")
-        words = np.array(watch, dtype=np.uint64) if watch else None
-        message = Retired(source, frame.header.at_ns, reason, timer_at, words, None)
-        if reason != _ACCESS:
-            return message
-        self._halves[self._half(frame)] = message
-        return None
+        return Retired(source, frame.header.at_ns, reason, timer_at, watch, None)
 
     def access(self, frame: Frame, source: Address) -> Message | None:
-        """Read ACCESS, alone or behind RETIRED."""
-        head, now, _, _, register, value, _, timer_at = _demand_words(frame, 8)
+        """Read ACCESS, which ends what the guest has retired."""
+        (head, now, _, _, register, value, _, timer_at), watch = _demand_watch(frame, _RECORD)
         access = Access(source, now, head >> 16 & 0xFF, register, value)
-        first = self._halves.pop(self._half(frame), None)
-        watch = first.watch if isinstance(first, Retired) else None
         return Retired(source, now, _ACCESS, timer_at, watch, access)
 
     def perf_request(self, frame: Frame, source: Address) -> Message | None:
         """Read PERF_REQUEST."""
-        self._demand_width(frame, _CALL_WORDS)
-        return PerfRequest(source, frame.header.at_ns, frame.records[0])
+        words = frame.tail(0)
+        if frame.header.nr_records != 1 or len(words) != _CALL_BYTES:
+            raise _misshapen(frame)
+        return PerfRequest(source, frame.header.at_ns, words)
 
     def perf_reply(self, frame: Frame, source: Address) -> Message | None:
         """Read PERF_REPLY."""
-        self._demand_width(frame, _CALL_WORDS + 1)
-        words = frame.records[0]
-        return PerfReply(source, frame.header.at_ns, words[:-1], int(words[-1]))
-
-    @staticmethod
-    def _demand_width(frame: Frame, width: int) -> None:
-        if (frame.header.nr_records, frame.header.words) != (1, width):
-            kind = proto.KINDS[frame.header.kind].name
-            raise RemoteProtocolError(f"{kind} of {frame.header.words} words, expected one record of {width}")
+        words = frame.tail(1)
+        if frame.header.nr_records != 1 or len(words) != _CALL_BYTES:
+            raise _misshapen(frame)
+        return PerfReply(source, frame.header.at_ns, words, *frame.head(1))
 
     def reserve(self, frame: Frame, source: Address) -> Message | None:
         """Read RESERVE."""

@@ -12,21 +12,23 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import trio
 
 from vpmu.actors.machine import HostEntry, Machine, PcpuEntry, Region, VcpuEntry, empty_log
 from vpmu.actors.observer import Observer
 from vpmu.cluster import proto
-from vpmu.cluster.errors import RemoteProtocolError
-from vpmu.cluster.hub import Hub
+from vpmu.cluster.errors import GangError, RemoteProtocolError
+from vpmu.cluster.hub import Hub, Refusal
 from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
 from vpmu.cluster.placement import Policy
 from vpmu.cluster.proto import Frame, Kind, U64Array
 from vpmu.kernels.designs import registry
 from vpmu.kernels.jit import Arena
-from vpmu.kernels.log import RECORD_WORDS
+from vpmu.kernels.log import RECORD_ACCESS, RECORD_INTERVAL, RECORD_WORDS
 
 ENTRY = "vpmu.cluster.node:play"
+_KIND = np.uint64(0xFF)
 BATCH = 1 << 15
 """Records that are handed to the caller at once."""
 
@@ -52,12 +54,13 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What a rank hands in: its rows as a ROWS payload, its action histograms, its actors' frames."""
+    """What a rank hands in: its rows as a ROWS payload, its action histograms, its frames, and refusals."""
 
     rows: bytes
     stats: bytes
     accesses: int
     frames: dict[str, int]
+    refused: list[str]
 
 
 @dataclass(slots=True)
@@ -70,10 +73,13 @@ class WorkersOutcome:
         Every row from its owner.
     frames : dict of str to int
         Frames that were sent, by kind.
+    refused : list of str
+        Frames of strangers: who refused them, and why.
     """
 
     arena: Arena
     frames: dict[str, int] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
 
 def pack_part(machine: Machine, workers: int, place: Policy, messages: bool) -> bytes:
@@ -137,6 +143,7 @@ def _share(hub: Hub, machine: Machine, owned: list[tuple[int, int]]) -> Share:
         machine.table("action").tobytes(),
         int(machine.arena[R_ACCESSES]),
         frames,
+        [refusal.reason for refusal in hub.refused],
     )
 
 
@@ -155,13 +162,19 @@ class _Home:
         self._on_progress = on_progress
         self._clocks = dict.fromkeys(range(nr_ranks), 0)
         self._records: list[U64Array] = []
+        self.refused: list[Refusal] = []
+        """What strangers sent to this process."""
 
     def register(self, hub: Hub) -> None:
         """Take records and clocks."""
+        self.refused = hub.refused
         hub.on_kind(Kind.RECORDS, self._on_records)
         hub.on_kind(Kind.WINDOW, self._on_clock)
 
     def _on_records(self, frame: Frame) -> None:
+        kinds = frame.records[:, 0] & _KIND
+        if ((kinds < RECORD_ACCESS) | (kinds > RECORD_INTERVAL)).any():
+            raise RemoteProtocolError("records of an unknown kind")
         self._records.append(frame.records)
         for each in self._observers:
             each.take(frame.records)
@@ -181,25 +194,46 @@ class _Home:
             on_records(records[first : first + BATCH])
 
     def merge(self, results: list[bytes]) -> WorkersOutcome:
-        """Put every owner's rows into one arena, and add up what counts the whole run."""
+        """Put every owner's rows into one arena, and add up what counts the whole run.
+
+        Raises
+        ------
+        GangError
+            If what a rank handed in is no result, or has rows of another.
+        """
         from vpmu.kernels.columns import R_ACCESSES
 
         machine = self._machine
         outcome = WorkersOutcome(machine.arena.copy())
+        owned = np.zeros(machine.arena.size, dtype=np.bool_)
         region = machine.regions["action"]
         stats = np.zeros((region.rows, region.columns), dtype=np.uint64)
         accesses = 0
-        for result in results:
-            share = msgspec.msgpack.decode(result, type=Share)
-            rows = np.frombuffer(share.rows, proto.U64_DTYPE).reshape(-1, 1)
-            proto.install_rows(outcome.arena, rows)
-            add_actions(stats, np.frombuffer(share.stats, proto.U64_DTYPE).reshape(stats.shape))
+        for rank, result in enumerate(results):
+            try:
+                share = msgspec.msgpack.decode(result, type=Share)
+                _install_owned(outcome.arena, owned, share.rows)
+                add_actions(stats, np.frombuffer(share.stats, proto.U64_DTYPE).reshape(stats.shape))
+            except (msgspec.MsgspecError, RemoteProtocolError, ValueError) as error:
+                raise GangError(f"what it handed in is no result: {error}", rank) from None
             accesses += share.accesses
             for kind, count in share.frames.items():
                 outcome.frames[kind] = outcome.frames.get(kind, 0) + count
+            outcome.refused += [f"rank {rank} refused a frame: {reason}" for reason in share.refused]
         outcome.arena[region.base : region.base + stats.size] = stats.reshape(-1)
         outcome.arena[R_ACCESSES] = accesses
         return outcome
+
+
+def _install_owned(arena: Arena, owned: npt.NDArray[np.bool_], rows: bytes) -> None:
+    """Put a rank's rows into the arena, and note that they have their owner now."""
+    records = np.frombuffer(rows, proto.U64_DTYPE).reshape(-1, 1)
+    for offset, words in proto.iter_rows(records, arena.size):
+        whose = owned[offset : offset + words.size]
+        if whose.any():
+            raise RemoteProtocolError(f"the rows at {offset} are another's")
+        whose[:] = True
+    proto.install_rows(arena, records)
 
 
 def add_actions(total: U64Array, more: U64Array) -> None:
@@ -264,7 +298,8 @@ async def run_machine_on_workers(
     GangError
         If a rank fails or its process is lost.
     """
-    await trio.to_thread.run_sync(_compile_kernels)
+    # Ctrl-C need not wait until all is compiled.
+    await trio.to_thread.run_sync(_compile_kernels, abandon_on_cancel=True)
     home = _Home(machine, on_progress, workers, observers)
     results = await run_gang(
         workers,
@@ -274,8 +309,10 @@ async def run_machine_on_workers(
         open_workers=open_workers,
         register=home.register,
     )
+    outcome = home.merge(results)
     for each in observers:
         each.close()
     if on_records is not None:
         home.hand_over(on_records)
-    return home.merge(results)
+    outcome.refused += [f"refused a frame: {refusal.reason}" for refusal in home.refused]
+    return outcome

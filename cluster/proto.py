@@ -28,6 +28,10 @@ COORDINATOR: Final = 0xFFFF
 
 HEADER: Final = struct.Struct("<4sHHQQQIIIHHIIQ")
 assert HEADER.size == 64
+_PREFIX: Final = struct.pack("<4sH", MAGIC, VERSION)
+_FIELDS: Final = struct.Struct("<6xHQQQIIIHHIIQ")
+"""A header without its prefix."""
+assert _FIELDS.size == HEADER.size
 ROUTING_ID: Final = struct.Struct("<4sHHQI")
 assert ROUTING_ID.size == 20
 
@@ -65,13 +69,13 @@ FIXED_WORDS: Final[dict[int, int]] = {
     Kind.RESULT: 1,
     Kind.FINISH: 1,
     Kind.FAIL: 1,
-    Kind.ACCESS: 8,
-    Kind.ACCESS_DONE: 8,
-    Kind.PMI: 8,
     Kind.ROWS: 1,
     Kind.RECORDS: 8,
 }
 """Words per record of the kinds whose records have one size; the others choose theirs."""
+
+LEAST_WORDS: Final[dict[int, int]] = {Kind.ACCESS: 8, Kind.ACCESS_DONE: 8, Kind.PMI: 8}
+"""Words that a record of these kinds begins with; what a guest runs, or has run, may follow."""
 
 KINDS: Final[dict[int, Kind]] = {int(kind): kind for kind in Kind}
 
@@ -127,6 +131,14 @@ class Frame:
         """Return all words of the frame as Python integers; the fast way for a frame of one record."""
         return _words(self.header.nr_records * self.header.words).unpack_from(self.body, HEADER.size)
 
+    def head(self, nr_words: int) -> tuple[int, ...]:
+        """Return the first words of the frame, which must have as many, as Python integers."""
+        return _words(nr_words).unpack_from(self.body, HEADER.size)
+
+    def tail(self, nr_words: int) -> bytes:
+        """Return what follows the first words of the frame, as it came."""
+        return self.body[HEADER.size + nr_words * WORD_BYTES :]
+
 
 _STRUCTS: dict[int, struct.Struct] = {}
 
@@ -138,11 +150,6 @@ def _words(nr_words: int) -> struct.Struct:
     if found is None:
         found = _STRUCTS[nr_words] = struct.Struct(f"<{nr_words}Q")
     return found
-
-
-def pack_words(words: tuple[int, ...]) -> bytes:
-    """Return `words` (each below 2**64) as the payload of a frame of one record."""
-    return _words(len(words)).pack(*words)
 
 
 def pack_records(records: U64Array) -> memoryview:
@@ -170,16 +177,33 @@ def encode(header: Header, records: U64Array) -> bytes:
     shape = (header.nr_records, header.words)
     if records.shape != shape:
         raise LocalProtocolError(f"header says {shape}, records are {records.shape}")
-    return encode_payload(header, pack_records(records))
+    due, fault = _shape_fault(header.kind, *shape)
+    if fault:
+        raise LocalProtocolError(fault)
+    frame = b"".join((HEADER.pack(MAGIC, VERSION, *header), pack_records(records)))
+    assert len(frame) == due
+    return frame
 
 
-def encode_payload(header: Header, payload: bytes | memoryview) -> bytes:
-    """Return one frame whose payload is packed already (`pack_words`, `pack_records`)."""
-    due, fault = _shape_fault(header.kind, header.nr_records, header.words)
-    frame = b"".join((HEADER.pack(MAGIC, VERSION, *header), payload))
+def encode_record(header: Header, record: tuple[int, ...], tail: bytes) -> bytes:
+    """Return a frame of one record: words as Python integers, then words as they lie in memory."""
+    kind, words = header.kind, header.words
+    due, fault = _shape_fault(kind, 1, words)
+    frame = b"".join((_PREFIX, _record_struct(len(record)).pack(*header, *record), tail))
     if fault or len(frame) != due:
         raise LocalProtocolError(fault or f"frame of {len(frame)} bytes, but its header says {due}")
     return frame
+
+
+_RECORD_STRUCTS: dict[int, struct.Struct] = {}
+
+
+def _record_struct(nr_words: int) -> struct.Struct:
+    """Return the struct of a header without its prefix and the first words of a record."""
+    found = _RECORD_STRUCTS.get(nr_words)
+    if found is None:
+        found = _RECORD_STRUCTS[nr_words] = struct.Struct(f"<HQQQIIIHHIIQ{nr_words}Q")
+    return found
 
 
 def decode(body: bytes) -> Frame:
@@ -192,12 +216,9 @@ def decode(body: bytes) -> Frame:
     """
     if len(body) < HEADER.size:
         raise RemoteProtocolError(f"frame of {len(body)} bytes is shorter than its header of {HEADER.size}")
-    magic, version, *fields = HEADER.unpack_from(body)
-    if magic != MAGIC:
-        raise RemoteProtocolError(f"bad magic {magic!r}, expected {MAGIC!r}")
-    if version != VERSION:
-        raise RemoteProtocolError(f"protocol version {version}, expected {VERSION}")
-    header = Header._make(fields)
+    if not body.startswith(_PREFIX):
+        raise RemoteProtocolError(_prefix_fault(body))
+    header = Header._make(_FIELDS.unpack_from(body))
     due, fault = _shape_fault(header.kind, header.nr_records, header.words)
     if fault:
         raise RemoteProtocolError(fault)
@@ -208,6 +229,13 @@ def decode(body: bytes) -> Frame:
     return Frame(header, body)
 
 
+def _prefix_fault(body: bytes) -> str:
+    magic, version = struct.unpack_from("<4sH", body)
+    if magic != MAGIC:
+        return f"bad magic {magic!r}, expected {MAGIC!r}"
+    return f"protocol version {version}, expected {VERSION}"
+
+
 def _shape_fault(kind: int, count: int, words: int) -> tuple[int, str]:
     """Return the frame's length in bytes, and what is wrong with its kind and shape, or ''."""
     due = HEADER.size + count * words * WORD_BYTES
@@ -216,6 +244,8 @@ def _shape_fault(kind: int, count: int, words: int) -> tuple[int, str]:
     fixed = FIXED_WORDS.get(kind)
     if fixed is not None and words != fixed:
         return due, f"{KINDS[kind].name} record of {words} words, expected {fixed}"
+    if words < LEAST_WORDS.get(kind, 0):
+        return due, f"{KINDS[kind].name} record of {words} words, expected at least {LEAST_WORDS[kind]}"
     if words == 0 and count != 0:
         return due, f"{count} records of no words"
     if due > MAX_FRAME_BYTES:

@@ -91,10 +91,11 @@ def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Ro
         workers, "spread" if apart else "packed", [_actors_of(machine, h) for h in machine.hosts]
     )
     rank_of = dict(placement.rank_of)
+    cpu_ranks = {rank_of[physical_cpu(pcpu.index)] for pcpu in machine.pcpus}
     guests = Guests.HERE
     if messages:
         guests = Guests.ANSWER
-    elif apart and any(rank_of[vcpu(v.index)] not in _cpu_ranks(machine, rank_of) for v in machine.vcpus):
+    elif apart and any(rank_of[vcpu(each.index)] not in cpu_ranks for each in machine.vcpus):
         guests = Guests.TRAVEL
     roles = Roles(workers, rank_of, guests)
     for host in machine.hosts:
@@ -105,10 +106,6 @@ def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Ro
         else:
             roles.shares[host.index] = _shares(pcpus, rank_of)
     return roles
-
-
-def _cpu_ranks(machine: Machine, rank_of: dict[Address, int]) -> set[int]:
-    return {rank_of[physical_cpu(pcpu.index)] for pcpu in machine.pcpus}
 
 
 def _shares(pcpus: Iterable[PcpuEntry], rank_of: dict[Address, int]) -> Shares:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+
+import numpy as np
 import trio
 
-from vpmu.actors.actor import Effects, UnexpectedMessage
+from vpmu.actors.actor import Actor, Effects, UnexpectedMessage
 from vpmu.actors.host_perf import HostPerf
 from vpmu.actors.local import drain_log
 from vpmu.actors.machine import Machine
-from vpmu.actors.messages import ActorKind, Address, Message, host_perf, vcpu
+from vpmu.actors.messages import Address, host_perf, vcpu
 from vpmu.actors.physical_cpu import Guests, PhysicalCpus
 from vpmu.actors.rows import RowMap, Slices
 from vpmu.actors.vm import Vm
@@ -31,6 +34,8 @@ from vpmu.kernels.jit import U64, Arena
 TELL_EVERY_S = 0.1
 """How often a rank says how far it has come."""
 RECORDS_PER_FRAME = 1 << 12
+LETTERS_PER_TURN = 256
+"""Letters answered in the hub's task before `run` has a turn: to send records, to say how far we are."""
 
 
 class Seat:
@@ -57,17 +62,25 @@ class Seat:
         self._machine = machine
         self._roles = roles
         self._rows = RowMap(machine)
+        self._whole = set(roles.whole_hosts(rank))
+        self._shares = roles.local_shares(rank)
+        self._here = {pcpu.offset for pcpus in self._shares.values() for pcpu in pcpus}
+        self._words = machine.arena.data
         self._reader = Reader(machine.arena.size)
         self._kick = trio.Event()
         self._over = trio.Event()
         self._done: set[int] = set()
-        self._log: list[Arena] = []
+        self._log: deque[Arena] = deque()
         self._told_at = 0.0
+        self._nr_letters = 0
         self._mark_hosts()
-        self.cpus = PhysicalCpus(machine, roles.local_shares(rank), self._rows, roles.guests)
+        self.cpus = PhysicalCpus(machine, self._shares, self._rows, roles.guests)
         self.perfs = self._host_perfs()
         self.vms = self._own_vms()
-        self._vm_of = {address: vm for vm in self.vms for address in vm.addresses()}
+        self._actors: dict[Address, Actor] = {address: vm for vm in self.vms for address in vm.addresses()}
+        self._actors.update(self.perfs)
+        self._actors.update(dict.fromkeys(self.cpus.addresses(), self.cpus))
+        self._log_half = int(machine.arena[R_LOG_CAPACITY]) // 2
         for kind in KINDS:
             hub.on_kind(kind, self._on_letter)
         hub.on_kind(Kind.WINDOW, self._on_window)
@@ -75,19 +88,18 @@ class Seat:
     def _mark_hosts(self) -> None:
         """Tell the kernel which hosts and physical CPUs it advances."""
         s = self._machine.arena
-        whole = set(self._roles.whole_hosts(self._rank))
-        here = {p.offset for pcpus in self._roles.local_shares(self._rank).values() for p in pcpus}
         for host in self._machine.hosts:
-            if host.index not in whole:
+            if host.index not in self._whole:
                 s[host.offset + int(H_REMOTE)] = U64(1)
         for pcpu in self._machine.pcpus:
-            if pcpu.host not in whole and pcpu.offset not in here:
+            if pcpu.host not in self._whole and pcpu.offset not in self._here:
                 s[pcpu.offset + int(P_STOP)] = STOP_AWAY
 
     def _host_perfs(self) -> dict[Address, HostPerf]:
-        here = {p.offset for pcpus in self._roles.local_shares(self._rank).values() for p in pcpus}
         return {
-            host_perf(host): HostPerf(self._machine, self._machine.hosts[host], shares, here, self._rows)
+            host_perf(host): HostPerf(
+                self._machine, self._machine.hosts[host], shares, self._here, self._rows
+            )
             for host, shares in self._roles.shares.items()
             if self._roles.rank_of[host_perf(host)] == self._rank
         }
@@ -105,26 +117,23 @@ class Seat:
         to = self._reader.address(frame.header.destination_actor)
         if self._roles.rank_of.get(message.source) != frame.header.source_rank:
             raise RemoteProtocolError(f"speaks for {message.source}, which does not live there")
+        actor = self._actors.get(to)
         try:
-            effects = self._handle(to, message)
+            if actor is None:
+                raise UnexpectedMessage(f"a {type(message).__name__} for {to}, which is not here")
+            self._send(actor.handle(to, message))
         except UnexpectedMessage as error:
             raise RemoteProtocolError(str(error)) from None
-        self._send(effects)
-        if to.kind == ActorKind.PHYSICAL_CPU:
+        if actor is self.cpus:
             self._turn()
-        self._note_log()
-
-    def _handle(self, to: Address, message: Message) -> Effects:
-        if to.kind == ActorKind.PHYSICAL_CPU:
-            return self.cpus.handle(to, message)
-        actor = self.perfs.get(to) if to.kind == ActorKind.HOST_PERF else self._vm_of.get(to)
-        if actor is None:
-            raise UnexpectedMessage(f"a {type(message).__name__} for {to}, which is not here")
-        return actor.handle(to, message)
+        self._note_letter()
 
     def _send(self, effects: Effects) -> None:
         for to, message in effects:
-            send(self._hub, self._roles.rank_of[to], to, message)
+            rank = self._roles.rank_of.get(to)
+            if rank is None:
+                raise UnexpectedMessage(f"a {type(message).__name__} is to go to {to}, which is nowhere")
+            send(self._hub, rank, to, message)
 
     def _turn(self) -> bool:
         """Advance once; what is left to do is left to `run`."""
@@ -134,11 +143,19 @@ class Seat:
             self._kick.set()
         return more
 
-    def _note_log(self) -> None:
-        s = self._machine.arena
-        if s[R_LOG_COUNT] * 2 > s[R_LOG_CAPACITY]:
-            self._log.append(drain_log(self._machine).copy())
+    def _note_letter(self) -> None:
+        """Keep the log from filling up, and let `run` have its turn now and then."""
+        if self._words[R_LOG_COUNT] > self._log_half:
+            self._drain_log()
             self._kick.set()
+        self._nr_letters += 1
+        if self._nr_letters % LETTERS_PER_TURN == 0:
+            self._kick.set()
+
+    def _drain_log(self) -> None:
+        records = drain_log(self._machine).copy()
+        for first in range(0, len(records), RECORDS_PER_FRAME):
+            self._log.append(records[first : first + RECORDS_PER_FRAME])
 
     def _on_window(self, frame: Frame) -> None:
         if frame.header.destination_actor:
@@ -159,6 +176,7 @@ class Seat:
             await self._over.wait()
             nursery.cancel_scope.cancel()
         await self._send_log()
+        self.cpus.finish()
         for perf in self.perfs.values():
             perf.finish()
 
@@ -183,29 +201,30 @@ class Seat:
         now = trio.current_time()
         if now >= self._told_at + TELL_EVERY_S and self._rank in self._roles.cpu_ranks():
             self._told_at = now
-            self._hub.send_record_nowait(Kind.WINDOW, COORDINATOR, (self.clock_ns(),))
+            clock = np.array([[self.clock_ns()]], dtype=np.uint64)
+            # Behind many records there may be no room for it at once.
+            await self._hub.send(Kind.WINDOW, COORDINATOR, clock)
 
     def clock_ns(self) -> int:
         """Return how far the slowest physical CPU of this rank has come."""
-        s = self._machine.arena
-        whole = set(self._roles.whole_hosts(self._rank))
-        clocks = [int(s[p.offset + int(P_NOW)]) for p in self._machine.pcpus if p.host in whole]
+        clocks = [self._words[p.offset + int(P_NOW)] for p in self._machine.pcpus if p.host in self._whole]
         return min([self.cpus.clock_ns(), *clocks])
 
     async def _send_log(self) -> None:
-        """Send the records so far to whoever started the run."""
-        if self._machine.arena[R_LOG_COUNT]:
-            self._log.append(drain_log(self._machine).copy())
-        waiting, self._log = self._log, []
-        for records in waiting:
-            for first in range(0, len(records), RECORDS_PER_FRAME):
-                await self._hub.send(Kind.RECORDS, COORDINATOR, records[first : first + RECORDS_PER_FRAME])
+        """Send the records so far to whoever started the run.
+
+        Note that it may be cancelled while it waits for room: what is not sent then stays for the next call.
+        """
+        self._drain_log()
+        while self._log:
+            await self._hub.send(Kind.RECORDS, COORDINATOR, self._log[0])
+            self._log.popleft()
 
     def owned(self) -> Slices:
         """Return what of the arena this rank has the true copy of, at the end of a run."""
         machine, rows = self._machine, self._rows
         slices: Slices = []
-        for host in self._roles.whole_hosts(self._rank):
+        for host in sorted(self._whole):
             slices.append((machine.hosts[host].offset, HOST_COLUMNS))
             for p in (pcpu.offset for pcpu in machine.pcpus if pcpu.host == host):
                 slices += rows.pcpu(p) + rows.pcpu_perf(p)
@@ -224,12 +243,10 @@ class Seat:
     def _owned_by_cpus(self) -> Slices:
         rows = self._rows
         slices: Slices = []
-        self.cpus.finish()
-        for pcpus in self._roles.local_shares(self._rank).values():
-            for p in (pcpu.offset for pcpu in pcpus):
-                slices += rows.pcpu(p)
-                if self._roles.guests is not Guests.ANSWER:
-                    slices += rows.pcpu_perf(p)
+        for p in sorted(self._here):
+            slices += rows.pcpu(p)
+            if self._roles.guests is not Guests.ANSWER:
+                slices += rows.pcpu_perf(p)
         for v in self.cpus.residents():
             slices += rows.thread(v) + self.cpus.moving_slices(v)
         for v in self.cpus.visitors:

@@ -566,6 +566,8 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
         if reason == U0:
             if answers:
                 s[p + P_ASK] = ASK_RESUME
+                # It may go on at once if it then has code to run: that spares a question and an answer.
+                s[p + P_LIMIT] = _grant(s, p, v, g, until)
                 return _stop(s, p, STOP_GUEST)
             reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
             if reason != GUEST_ACCESS or now >= until:
@@ -636,22 +638,31 @@ def resumed(s: Arena, v: np.uint64, reason: np.uint64) -> None:
 
 
 @kernel
-def _run(s: Arena, log: Arena, p: np.uint64, v: np.uint64, g: np.uint64, until: np.uint64) -> bool:
-    """Let guest code run; False if the guest has to be left, or answers by message."""
+def _grant(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64, until: np.uint64) -> np.uint64:
+    """Tell the guest what is counted while it runs; return how long it may, 0 if it has to be left."""
     now = s[p + P_NOW]
     limit = min(min(s[p + P_IRQ_AT], s[p + P_WAKE_AT]), min(s[p + P_TIMER_AT], s[p + P_CPU_HW + U_MUX_AT]))
+    limit = min(limit, until)
     if limit <= now or s[p + HW_PMI] != U0:
-        _leave(s, p, v)
-        return False
-    # A counter that hw_watch() takes for too far from its overflow stays so within a stretch.
-    limit = min(limit, min(until, now + _STRETCH_NS))
+        return U0
     hw_watch(s, p, g)
     s[g + G_STILL] = s[v + V_STILL]
+    # A counter that hw_watch() takes for too far from its overflow stays so within a stretch.
+    return min(limit, now + _STRETCH_NS)
+
+
+@kernel
+def _run(s: Arena, log: Arena, p: np.uint64, v: np.uint64, g: np.uint64, until: np.uint64) -> bool:
+    """Let guest code run; False if the guest has to be left, or answers by message."""
+    limit = _grant(s, p, v, g, until)
+    if limit == U0:
+        _leave(s, p, v)
+        return False
     if s[p + P_REMOTE_GUEST] == GUEST_ANSWERS:
         s[p + P_ASK] = ASK_GO
         s[p + P_LIMIT] = limit
         return False
-    end, reason = guest_go(s, log, g, now, limit)
+    end, reason = guest_go(s, log, g, s[p + P_NOW], limit)
     ran(s, p, v, g, end, reason)
     return not _log_is_full(s)
 

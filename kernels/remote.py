@@ -17,7 +17,7 @@ from vpmu.kernels.columns import (
     TO_STATE,
     V_GUEST,
 )
-from vpmu.kernels.engine import STAGE_SERVED, STOP_NONE, ran, reservation_done, resumed
+from vpmu.kernels.engine import ASK_RESUME, STAGE_SERVED, STOP_NONE, ran, reservation_done, resumed
 from vpmu.kernels.guest.step import guest_go, guest_resume
 from vpmu.kernels.host.perf import CALL_TOOL_CLOSE, CALL_TOOL_OPEN, perf_call
 from vpmu.kernels.host.reservation import reserve, unreserve
@@ -68,18 +68,16 @@ def let_guest_go(
 
 
 @entry
-def guest_resumed(s: Arena, p: np.uint64, reason: np.uint64) -> None:
-    """Go on after a STOP_GUEST that asked the guest to resume."""
-    resumed(s, s[p + P_CURRENT], reason)
-    s[p + P_ASK] = U0
-    s[p + P_STOP] = STOP_NONE
+def guest_answered(s: Arena, p: np.uint64, end: np.uint64, reason: np.uint64, has_run: np.uint64) -> None:
+    """Go on after a STOP_GUEST with what the guest wants since ``end``.
 
-
-@entry
-def guest_ran(s: Arena, p: np.uint64, end: np.uint64, reason: np.uint64) -> None:
-    """Go on after a STOP_GUEST that let the guest run; what it retired is in its watch list."""
+    If it has run (``has_run`` is 1), what it retired is in its watch list.
+    """
     v = s[p + P_CURRENT]
-    ran(s, p, v, s[v + V_GUEST], end, reason)
+    if s[p + P_ASK] == ASK_RESUME:
+        resumed(s, v, reason)
+    if has_run != U0:
+        ran(s, p, v, s[v + V_GUEST], end, reason)
     s[p + P_ASK] = U0
     s[p + P_STOP] = STOP_NONE
 

@@ -13,9 +13,11 @@ from typing import Annotated, cast
 import typer
 
 from vpmu import __version__
+from vpmu.cluster.errors import GangError
 from vpmu.errors import UserError
 
 EXIT_DIFFERENT = 1
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -57,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), EXIT_USER_ERROR)
     except _CLICK_ERROR as error:
         return _fail(_usage_line(error), EXIT_USER_ERROR)
+    except GangError as error:
+        return _fail(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
     return status if isinstance(status, int) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot", "vpmu.kernels.remote")
 """Modules with kernels that runs call."""
 _KIND, _INTERVAL, _EXIT = 0xFF, 7, 8
+_LOG = logging.getLogger(__name__)
 _SAMPLES = 4
 """Record kind of samples, which the profiles are made of: they are always logged."""
 
@@ -47,10 +49,14 @@ class _Sink:
         if self.perf is not None:
             self.perf.take(records)
 
-    def close(self) -> None:
-        """Complete the files of records."""
-        if self._writer is not None:
+    def close(self, complete: bool) -> None:
+        """Complete the files; those of a run that was cut short are removed."""
+        if self._writer is None:
+            return
+        if complete:
             self._writer.close()
+        else:
+            self._writer.discard()
 
     def complete(self, result: DesignResult) -> None:
         """Complete perf's files, which need the run's result."""
@@ -150,6 +156,7 @@ async def _run_design(
     machine.arena[R_KEEP] = kept_kinds(options)
     sink = _Sink(options, name, _open_perf(scenario, programs, machine, options))
     frames: dict[str, int] = {}
+    complete = False
     try:
         if options.workers > 1 or options.messages:
             from vpmu.cluster.node import run_machine_on_workers
@@ -164,13 +171,16 @@ async def _run_design(
             )
             machine.arena[:] = outcome.arena
             frames = outcome.frames
+            for line in outcome.refused:
+                _LOG.warning(line)
         else:
             await _advance(machine, sink, name, progress)
         result = collect(machine, sink.samples)
         result.frames = frames
         sink.complete(result)
+        complete = True
     finally:
-        sink.close()
+        sink.close(complete)
         sink.discard()
     return result
 

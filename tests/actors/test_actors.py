@@ -1,7 +1,10 @@
 """Each actor by itself: what it answers, and what it refuses."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.cluster.machines import machine_of, scenario_text
 from vpmu.actors.actor import UnexpectedMessage
@@ -12,20 +15,22 @@ from vpmu.actors.host_perf import (
     HostPerf,
     Passed,
     PerfReply,
+    PerfRequest,
     Request,
     Reserved,
     ShareRows,
     Waiting,
 )
 from vpmu.actors.machine import Machine
-from vpmu.actors.messages import Address, host_perf, physical_cpu, vcpu
+from vpmu.actors.messages import Address, Message, host_perf, physical_cpu, vcpu
 from vpmu.actors.observer import Observer
-from vpmu.actors.physical_cpu import Guests, PhysicalCpus
+from vpmu.actors.physical_cpu import Guests, PhysicalCpus, VcpuComes
 from vpmu.actors.rows import RowMap
-from vpmu.actors.vcpu import Resume, Retired, VCpu, VcpuRows, WantRows
+from vpmu.actors.vcpu import Go, Resume, Retired, VCpu, VcpuRows, WantRows, WatchList
 from vpmu.actors.vm import Vm
 from vpmu.kernels import columns as col
-from vpmu.kernels.guest.step import GUEST_RUN
+from vpmu.kernels.guest.step import GUEST_HALT, GUEST_RUN
+from vpmu.kernels.host.perf import CALL_TASK_IN
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_ACCESS, RECORD_SWITCH
 
@@ -95,9 +100,101 @@ def test_host_perf_refuses_what_is_out_of_turn(perf: HostPerf, machine: Machine)
         perf.handle(perf.address, WantRows(FIRST, 1))
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (waits(FIRST, 3_000_000, loads=(1, 1)), "waits at the end of another window, 3000000 ns"),
+        (waits(FIRST, 2_999_999), "waits at the end of another window, 2999999 ns"),
+        (waits(FIRST, 700, pcpu=1), "asks for physical_cpu 1, 700 ns"),
+        (waits(FIRST, 3_000_000, pcpu=0), "asks for physical_cpu 0, 3000000 ns"),
+        (ShareRows(FIRST, 3_000_000, []), "rows from physical_cpu 0, which host_perf 0 did not ask for"),
+    ],
+)
+def test_host_perf_refuses_promises_that_are_none(perf: HostPerf, message: Message, reason: str):
+    with pytest.raises(UnexpectedMessage, match=reason):
+        perf.handle(perf.address, message)
+
+
+def test_nobody_promises_and_then_goes_back(perf: HostPerf):
+    perf.handle(perf.address, waits(SECOND, 600, pcpu=1))
+    perf.handle(perf.address, waits(FIRST, 700, pcpu=0))
+    with pytest.raises(UnexpectedMessage, match="physical_cpu 1 waits at 599 ns, behind 600 ns"):
+        perf.handle(perf.address, waits(SECOND, 599, pcpu=1))
+
+
+def test_a_share_gives_its_own_rows(perf: HostPerf, machine: Machine):
+    perf.handle(perf.address, waits(FIRST, 3_000_000, loads=(3,)))
+    perf.handle(perf.address, waits(SECOND, 3_000_000, loads=(1,)))
+    row = np.zeros(int(col.P_CPU_HW), np.uint64)
+    with pytest.raises(UnexpectedMessage, match="rows from physical_cpu 0 that are not its own"):
+        perf.handle(perf.address, ShareRows(FIRST, 3_000_000, [(machine.pcpus[1].offset, row)]))
+
+
+@pytest.mark.parametrize("column", ["P_CALL", "P_CALL_VCPU", "P_CALL_SLOT"])
+def test_host_perf_refuses_a_call_that_is_none(perf: HostPerf, machine: Machine, column: str):
+    p = machine.pcpus[0].offset
+    machine.arena[p + int(col.P_CALL)] = CALL_TASK_IN
+    machine.arena[p + int(col.P_CALL_VCPU)] = machine.vcpus[0].offset
+    words = machine.arena[p + CALL_FIRST : p + CALL_END].copy()
+    ((to, reply),) = perf.handle(perf.address, PerfRequest(FIRST, 0, words.tobytes()))
+    assert to == FIRST
+    assert isinstance(reply, PerfReply)
+    words[int(getattr(col, column)) - CALL_FIRST] = 0xEEEE
+    with pytest.raises(UnexpectedMessage, match=r"physical_cpu 0 calls [0-9]+ for [0-9]+, slot [0-9]+"):
+        perf.handle(perf.address, PerfRequest(FIRST, 0, words.tobytes()))
+    with pytest.raises(UnexpectedMessage, match="physical_cpu 9 is not a physical CPU of host_perf 0"):
+        perf.handle(perf.address, PerfRequest(physical_cpu(9), 0, words.tobytes()))
+
+
+@pytest.fixture
+def waiting(machine: Machine) -> PhysicalCpus:
+    """Two shares of one physical CPU each, both of which wait at the end of the first window."""
+    shares = {FIRST: machine.pcpus[:1], SECOND: machine.pcpus[1:]}
+    machine.arena[machine.hosts[0].offset + int(col.H_REMOTE)] = U64(1)
+    cpus = PhysicalCpus(machine, shares, RowMap(machine), Guests.HERE)
+    effects, more = cpus.turn()
+    while more or any(not isinstance(message, Waiting) for _, message in effects):
+        effects, more = cpus.turn()
+    waits_of = {message.source: message for _, message in effects}
+    while any(isinstance(each, Waiting) and each.request for each in waits_of.values()):
+        each = next(each for each in waits_of.values() if isinstance(each, Waiting) and each.request)
+        assert each.request is not None
+        cpus.handle(each.source, Reserved(host_perf(0), each.at_ns, each.request.pcpu, each.at_ns, 1000))
+        effects, _ = cpus.turn()
+        waits_of |= {message.source: message for _, message in effects}
+    return cpus
+
+
+FOREIGN = [(0, np.zeros(3, np.uint64))]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (GiveRows(vcpu(0), 1), "vcpu 0 speaks for host_perf 0"),
+        (Reserved(host_perf(0), 1, 0, 1, 1), "physical_cpu 0 got a Reserved for physical_cpu 0"),
+        (ShareRows(host_perf(0), 1, FOREIGN), "physical_cpu 0 got rows of others"),
+        (VcpuComes(SECOND, 1, FOREIGN), "physical_cpu 1 sent rows that make no vCPU"),
+        (Passed(host_perf(0), 1, 9, 0, ((44, SECOND),)), "is to send vcpu 44 away, which it has not"),
+        (waits(SECOND, 1), "physical_cpu 1 speaks for host_perf 0"),
+        (Waiting(host_perf(0), 1, None, ()), "physical_cpu 0 cannot take a Waiting"),
+    ],
+)
+def test_a_share_refuses_what_does_not_fit(waiting: PhysicalCpus, message: Message, reason: str):
+    with pytest.raises(UnexpectedMessage, match=reason):
+        waiting.handle(FIRST, message)
+
+
+def test_a_share_passes_once(waiting: PhysicalCpus):
+    passed = Passed(host_perf(0), 3_000_000, 6_000_000, 1, ())
+    assert waiting.handle(FIRST, passed) == []  # somebody has yet to come
+    with pytest.raises(UnexpectedMessage, match="physical_cpu 0 got a Passed but does not wait"):
+        waiting.handle(FIRST, passed)
+
+
 def test_physical_cpus_refuse_answers_that_nobody_asked_for(machine: Machine):
     cpus = PhysicalCpus(machine, {FIRST: machine.pcpus}, RowMap(machine), Guests.ANSWER)
-    words = np.zeros(CALL_END - CALL_FIRST, np.uint64)
+    words = bytes(8 * (CALL_END - CALL_FIRST))
     with pytest.raises(UnexpectedMessage, match="physical_cpu 1 got an answer that it did not ask for"):
         cpus.handle(SECOND, PerfReply(host_perf(0), 0, words, 0))
     with pytest.raises(UnexpectedMessage, match="physical_cpu 7 got an answer"):
@@ -115,9 +212,75 @@ def test_a_vcpu_that_is_resumed_says_what_it_wants(machine: Machine):
     assert to == FIRST
     assert isinstance(answer, Retired)
     assert answer.reason == GUEST_RUN
-    assert answer.watch is None
+    assert answer.watch == b""
     with pytest.raises(UnexpectedMessage, match="vcpu 0 cannot take a Waiting"):
         vm.handle(vcpu(0), waits(FIRST, 1))
+
+
+def test_a_vcpu_gets_the_result_of_its_access_and_of_no_other(machine: Machine):
+    actor = VCpu(machine, machine.vcpus[0], RowMap(machine))
+    enter = Resume(FIRST, 0, 0, 0, 0, 0, 0, 0)
+    done = Resume(FIRST, 9, 1, 1, 0x38F, 0, 0, 0)
+    with pytest.raises(UnexpectedMessage, match="vcpu 0 got the result of an access that it does not make"):
+        actor.handle(actor.address, done)
+    ((_, answer),) = actor.handle(actor.address, enter)
+    watch = WatchList(machine).read(machine.vcpus[0].guest)
+    while isinstance(answer, Retired) and answer.access is None:
+        # What wakes it, when it halts, is its next timer.
+        at = max(answer.at_ns, answer.timer_at_ns if answer.reason == GUEST_HALT else 0)
+        message = Resume(FIRST, at, 0, 0, 0, 0, 0, 0, at + 1_000_000, watch)
+        ((_, answer),) = actor.handle(actor.address, message)
+    assert isinstance(answer, Retired)
+    access = answer.access
+    assert access is not None
+    wrong = Resume(FIRST, answer.at_ns, 1, access.operation, access.register + 1, 0, 0, 0)
+    for refused in (enter, wrong):
+        with pytest.raises(UnexpectedMessage, match="of an access that it does not make"):
+            actor.handle(actor.address, refused)
+    with pytest.raises(UnexpectedMessage, match="vcpu 0 is to run, but waits for the result of its access"):
+        actor.handle(actor.address, Go(FIRST, answer.at_ns, answer.at_ns + 5, watch))
+    right = Resume(FIRST, answer.at_ns, 1, access.operation, access.register, 0, 0, 0)
+    actor.handle(actor.address, right)
+
+
+Change = Callable[[Resume, Retired], Retired]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda asked, run: replace(run, source=vcpu(7)), "vcpu 7 answers for"),
+        (lambda asked, run: replace(run, at_ns=run.at_ns + 1), "got the answer to another question"),
+        (lambda asked, run: replace(run, watch=asked.watch + bytes(8)), "got the answer to another question"),
+        (
+            lambda asked, run: replace(run, watch=asked.watch, at_ns=asked.limit_ns + 1),
+            "got the answer to another question",
+        ),
+        (lambda asked, run: run, ""),
+    ],
+)
+def test_physical_cpus_refuse_answers_to_another_question(machine: Machine, change: Change, reason: str):
+    machine.arena[machine.hosts[0].offset + int(col.H_REMOTE)] = U64(1)
+    rows = RowMap(machine)
+    cpus = PhysicalCpus(machine, {FIRST: machine.pcpus}, rows, Guests.ANSWER)
+    perf = HostPerf(machine, machine.hosts[0], {FIRST: machine.pcpus}, set(), rows)
+    asked: list[tuple[Address, Message]] = []
+    while not asked:
+        for to, message in cpus.turn()[0]:
+            if isinstance(message, PerfRequest):
+                ((_, reply),) = perf.handle(to, message)
+                cpus.handle(message.source, reply)
+            else:
+                asked.append((to, message))
+    to, question = asked[0]
+    assert isinstance(question, Resume)
+    assert question.limit_ns > question.at_ns
+    run = Retired(to, question.at_ns, int(GUEST_RUN), question.at_ns, b"", None)
+    if reason:
+        with pytest.raises(UnexpectedMessage, match=reason):
+            cpus.handle(question.source, change(question, run))
+    else:
+        cpus.handle(question.source, change(question, run))
 
 
 def test_rows_of_a_vcpu_go_and_come_back_and_are_never_in_two_places(machine: Machine):
@@ -134,6 +297,8 @@ def test_rows_of_a_vcpu_go_and_come_back_and_are_never_in_two_places(machine: Ma
     assert to == SECOND
     assert isinstance(again, VcpuRows)
     assert dict(again.words)[entry.guest][int(col.G_SWITCHES)] == 17
+    with pytest.raises(UnexpectedMessage, match="physical_cpu 0 sent home other rows than those of vcpu 0"):
+        actor.handle(actor.address, VcpuRows(FIRST, 9, again.words[1:]))
     actor.handle(actor.address, again)
     with pytest.raises(UnexpectedMessage, match="vcpu 0 is at home already"):
         actor.handle(actor.address, again)

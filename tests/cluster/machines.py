@@ -1,17 +1,21 @@
 """Small machines for tests of runs over several processes, and the comparison of two of them."""
 
+import os
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 import trio
 
 from tests.cluster.test_launcher import ThreadWorkers
+from tests.processes import untraced
 from vpmu.actors.local import run_machine
 from vpmu.actors.machine import Machine
 from vpmu.build import build, load_programs
+from vpmu.cluster.launcher import LocalWorkers, OnDone, Workers
 from vpmu.cluster.node import WorkersOutcome, run_machine_on_workers, sort_records
 from vpmu.kernels import columns as col
 from vpmu.scenario import Scenario, load_scenario
@@ -79,7 +83,13 @@ stop = "21 ms"
 
 
 def scenario_text(
-    seed: int, until: str, hosts: list[tuple[int, int, int]], *, watchdog: bool = False, tool: bool = False
+    seed: int,
+    until: str,
+    hosts: list[tuple[int, int, int]],
+    *,
+    watchdog: bool = False,
+    tool: bool = False,
+    vcpus: int = 1,
 ) -> str:
     """Return a scenario; a host is (CPUs, VMs pinned to the first, floating VMs), every other VM records."""
     parts = [HEAD.format(seed=seed, until=until)]
@@ -92,7 +102,9 @@ def scenario_text(
             kind, events = ("record", RECORD) if guest % 2 else ("stat", STAT)
             pin = "cpus = [0]" if guest < pinned else ""
             name = f"vm{number}-{guest}"
-            parts.append(GUEST.format(name=name, host=host, vcpus=1, pinned=pin, tool=kind, events=events))
+            parts.append(
+                GUEST.format(name=name, host=host, vcpus=vcpus, pinned=pin, tool=kind, events=events)
+            )
     return "".join(parts)
 
 
@@ -116,7 +128,7 @@ def machine_of(text: str, design: str) -> Machine:
 
 
 def example_machine(name: str, design: str, *settings: str) -> Machine:
-    machine = build(load_scenario(EXAMPLES / "ftest" / f"{name}.toml", list(settings)), design)
+    machine = build(load_scenario(EXAMPLES / name, list(settings)), design)
     machine.arena[col.R_KEEP] = ALL_KINDS
     return machine
 
@@ -128,17 +140,48 @@ def run_here(machine: Machine):
     return sort_records(np.concatenate(records))
 
 
-async def run_in_threads(machine: Machine, **choices: Any):
-    """Run a machine over ranks that are threads; return the outcome and the records."""
+async def run_on_workers(machine: Machine, within_s: float = 120, **choices: Any):
+    """Run a machine over several ranks; return the outcome and the records."""
     records = [np.empty((0, 8), np.uint64)]
-    with trio.fail_after(120):
+    with trio.fail_after(within_s):
         outcome = await run_machine_on_workers(
-            machine,
-            on_records=lambda batch: records.append(batch.copy()),
-            open_workers=ThreadWorkers,
-            **choices,
+            machine, on_records=lambda batch: records.append(batch.copy()), **choices
         )
     return outcome, np.concatenate(records)
+
+
+async def run_in_threads(machine: Machine, **choices: Any):
+    """Run a machine over ranks that are threads; return the outcome and the records."""
+    return await run_on_workers(machine, open_workers=ThreadWorkers, **choices)
+
+
+class KeptWorkers:
+    """Worker processes that many runs use, one after the other; no coverage is measured in them.
+
+    An instance stands for the workers of each run: `open` in place of `LocalWorkers`.
+    """
+
+    def __init__(self, nr_ranks: int, directory: Path) -> None:
+        self._workers = LocalWorkers(nr_ranks, directory)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in set(os.environ) - set(untraced()):
+                patch.delenv(name)
+            self._workers.start()
+
+    def open(self, nr_ranks: int, directory: Path) -> Workers:
+        return self
+
+    def start(self) -> None:
+        """They have long been up."""
+
+    def submit(self, rank: int, spec: bytes, on_done: OnDone) -> None:
+        self._workers.submit(rank, spec, on_done)
+
+    def close(self) -> None:
+        """The next run needs them."""
+
+    def end(self) -> None:
+        self._workers.close()
 
 
 def _column_name(region: str, column: int) -> str:
@@ -151,14 +194,19 @@ def _column_name(region: str, column: int) -> str:
 
 
 def differences(expected: Machine, outcome: WorkersOutcome) -> list[str]:
-    """Return every word that differs between two ends of a run, but when a physical CPU last stopped."""
+    """Return every word that differs between two ends of a run, but those that say nothing any more.
+
+    These are when a physical CPU last stopped, and what a guest was told to watch before it ran: in message
+    mode it is told as it is entered, and may not run.
+    """
+    watch = range(int(col.G_STILL), int(col.G_WATCH) + col.WATCH_COLUMNS * col.SLOTS)
     found = []
     for name, region in expected.regions.items():
         end = region.base + region.rows * region.columns
         expected_rows = expected.table(name)
         rows = outcome.arena[region.base : end].reshape(region.rows, region.columns)
         for row, column in np.argwhere(expected_rows != rows):
-            if name == "pcpu" and column == int(col.P_STOP_AT):
+            if (name == "pcpu" and column == int(col.P_STOP_AT)) or (name == "guest" and column in watch):
                 continue
             label = _column_name(name, int(column))
             found.append(f"{name} {row} {label}: {expected_rows[row, column]} became {rows[row, column]}")

@@ -78,7 +78,10 @@ async def test_a_cancelled_start_leaves_no_process():
 
 
 def processes_of_group(group: int):
-    """Return the processes of a group, but zombies and multiprocessing's tracker, which ends by itself."""
+    """Return the processes of a group, but multiprocessing's tracker, which ends by itself, and the dying.
+
+    Note that a process that is on its way out, and no zombie yet, has no command line any more.
+    """
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -86,7 +89,7 @@ def processes_of_group(group: int):
             command = stat.with_name("cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(pgrp) == group and state != "Z" and "resource_tracker" not in command:
+        if int(pgrp) == group and state != "Z" and command and "resource_tracker" not in command:
             found.append(int(stat.parent.name))
     return found
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vpmu.cluster import proto
 from vpmu.cluster.errors import LocalProtocolError, RemoteProtocolError
-from vpmu.cluster.proto import FIXED_WORDS, KINDS, Header, Kind
+from vpmu.cluster.proto import FIXED_WORDS, KINDS, LEAST_WORDS, Header, Kind
 
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 
@@ -16,7 +16,7 @@ U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 @st.composite
 def frames(draw: st.DrawFn):
     kind = draw(st.sampled_from(list(Kind)))
-    words = FIXED_WORDS.get(kind) or draw(st.integers(1, 12))
+    words = FIXED_WORDS.get(kind) or draw(st.integers(LEAST_WORDS.get(kind, 1), 12))
     count = draw(st.integers(0, 20))
     flat = draw(st.lists(U64, min_size=count * words, max_size=count * words))
     records = np.array(flat, np.uint64).reshape(count, words)
@@ -69,7 +69,7 @@ def patched(offset: int, layout: str, value: Any):
         (patched(4, "<H", 2), "protocol version 2, expected 1"),
         (patched(6, "<H", 0x3F), "unknown kind 0x3f"),
         (patched(48, "<I", 3), "frame of 192 bytes, but 3 records of 8 words make 256"),
-        (patched(52, "<I", 7), "ACCESS record of 7 words, expected 8"),
+        (patched(52, "<I", 7), "ACCESS record of 7 words, expected at least 8"),
         (patched(48, "<I", 2**32 - 1), "exceeds the limit of 67108864"),
         (patched(6, "<H", Kind.GRANT)[:52] + bytes(4) + patched(0, "<I", 0)[56:], "2 records of no words"),
     ],

@@ -1,21 +1,26 @@
 """Runs over several processes without message mode: the same bytes under every placement."""
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import trio
 
+from tests.cluster import rogues
 from tests.cluster.machines import differences, machine_of, run_here, run_in_threads, scenario_text
 from tests.cluster.test_launcher import ThreadWorkers
 from vpmu.actors.local import run_machine
-from vpmu.actors.machine import Machine
+from vpmu.actors.machine import Machine, empty_log
 from vpmu.actors.messages import host_perf, physical_cpu, vcpu
 from vpmu.actors.observer import Observer
 from vpmu.actors.physical_cpu import Guests
+from vpmu.cluster import node
 from vpmu.cluster.errors import GangError
-from vpmu.cluster.launcher import run_gang
-from vpmu.cluster.node import _Home, add_actions, pack_part, run_machine_on_workers, sort_records
+from vpmu.cluster.node import add_actions, run_machine_on_workers, sort_records
 from vpmu.cluster.roles import assign
 from vpmu.kernels import columns as col
+from vpmu.kernels.jit import Arena
 from vpmu.kernels.log import RECORD_ACCESS, RECORD_PMI
 from vpmu.kernels.stats import A_MAX, ACTION_COLUMNS
 
@@ -24,12 +29,14 @@ MACHINES = {
     "one host": ([(3, 3, 5)], False, True),
     "watchdog": ([(2, 2, 2), (4, 0, 6)], True, False),
     "three hosts": ([(2, 0, 3), (1, 1, 1), (2, 3, 2)], False, True),
+    "two vCPUs a guest": ([(4, 1, 4)], False, True),
 }
 
 
 def small(name: str, design: str, until: str = "40 ms") -> Machine:
     hosts, watchdog, tool = MACHINES[name]
-    return machine_of(scenario_text(3, until, hosts, watchdog=watchdog, tool=tool), design)
+    vcpus = 2 if name == "two vCPUs a guest" else 1
+    return machine_of(scenario_text(3, until, hosts, watchdog=watchdog, tool=tool, vcpus=vcpus), design)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -42,6 +49,20 @@ async def test_any_number_of_workers_and_placement_gives_the_same_bytes(name: st
             outcome, theirs = await run_in_threads(small(name, design), workers=workers, place=place)
             assert differences(expected, outcome) == [], (place, workers)
             assert np.array_equal(records, theirs), (place, workers)
+
+
+@pytest.mark.parametrize("choices", [{"messages": True}, {"place": "spread"}, {"place": "packed"}])
+async def test_a_log_that_is_often_full_loses_nothing(choices: dict[str, Any]):
+    expected = small("three hosts", "optimized")
+    records = run_here(expected)
+    machine = small("three hosts", "optimized")
+    machine.log = empty_log(300)
+    machine.arena[col.R_LOG_CAPACITY] = 300
+    assert len(records) > 2500
+    outcome, theirs = await run_in_threads(machine, workers=2, **choices)
+    outcome.arena[col.R_LOG_CAPACITY] = expected.arena[col.R_LOG_CAPACITY]
+    assert differences(expected, outcome) == []
+    assert np.array_equal(records, theirs)
 
 
 async def test_vcpus_really_move_and_rows_really_travel():
@@ -92,23 +113,71 @@ async def test_a_rank_that_fails_is_named():
         await run_in_threads(machine, workers=2)
 
 
+@pytest.fixture
+def no_result(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Awaitable[None]]:
+    """Let ranks play by an entry of `rogues`: the attempt fails, and not a record comes from it."""
+
+    async def fail(entry: str, reason: str) -> None:
+        monkeypatch.setattr(node, "ENTRY", f"tests.cluster.rogues:{entry}")
+        taken: list[Arena] = []
+        with trio.fail_after(60), pytest.raises(GangError, match=reason):
+            await run_machine_on_workers(
+                small("one host", "optimized"),
+                workers=3,
+                messages=True,
+                open_workers=ThreadWorkers,
+                on_records=taken.append,
+            )
+        assert taken == []
+
+    return fail
+
+
+@pytest.mark.parametrize("act", rogues.ACTS)
+async def test_a_rank_that_breaks_the_rules_fails_the_attempt_by_name(
+    act: str, no_result: Callable[[str, str], Awaitable[None]]
+):
+    await no_result(act, rogues.ACTS[act][2])
+
+
 @pytest.mark.parametrize(
-    ("act", "reason"),
+    ("entry", "reason"),
     [
-        ("answers_unasked", "rank 2: physical_cpu 99 got an answer that it did not ask for"),
-        ("speaks_for_another", "rank 2: speaks for host_perf 0, which does not live there"),
-        ("is_done_twice", "rank 2: says out of turn that it is done"),
-        ("asks_a_stranger", "rank 2: a WantRows for vcpu 4095, which is not here"),
-        ("tells_two_clocks", "rank 2 failed: a clock of more than one word"),
+        ("hands_in_nonsense", "rank 1 failed: what it handed in is no result"),
+        ("hands_in_the_rows_of_another", "rank 2 failed: .* the rows at 0 are another's"),
     ],
 )
-async def test_a_rank_that_breaks_the_rules_fails_the_attempt_by_name(act: str, reason: str):
-    payload = pack_part(small("one host", "optimized"), 3, "spread", messages=True)
-    home = _Home(small("one host", "optimized"), None, 3, ())
-    with trio.fail_after(60), pytest.raises(GangError, match=reason):
-        await run_gang(
-            3, f"tests.cluster.rogues:{act}", payload, open_workers=ThreadWorkers, register=home.register
-        )
+async def test_a_result_that_is_none_is_refused(
+    entry: str, reason: str, no_result: Callable[[str, str], Awaitable[None]]
+):
+    await no_result(entry, reason)
+
+
+@pytest.mark.parametrize("choices", [{"messages": True}, {"place": "spread"}, {"place": "packed"}])
+async def test_strangers_are_refused_and_named_and_change_no_byte(
+    choices: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    expected = small("one host", "optimized")
+    records = run_here(expected)
+    monkeypatch.setattr(node, "ENTRY", "tests.cluster.rogues:meets_strangers")
+    outcome, theirs = await run_in_threads(small("one host", "optimized"), workers=3, **choices)
+    assert differences(expected, outcome) == []
+    assert np.array_equal(records, theirs)
+    for rank in range(3):
+        refused = [line for line in outcome.refused if line.startswith(f"rank {rank} refused a frame: ")]
+        assert [line.partition(": ")[2] for line in sorted(refused)] == [
+            "rank 0 of another run, " + refused_run(refused),
+            "rank 2 of attempt 1, this is attempt 0",
+            "rank 5 is not in this gang",
+            "unknown routing id",
+        ]
+
+
+def refused_run(lines: list[str]) -> str:
+    """Return the number of the other run, which is random."""
+    (found,) = (line.rpartition(", ")[2] for line in lines if "another run" in line)
+    assert int(found, 16) > 0
+    return found
 
 
 def test_roles_of_one_host_in_three_processes():

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import untraced
 from vpmu.kernels import jit_cache
+
+PAUSES = Path(__file__).parents[2] / "examples" / "designs" / "pauses.toml"
 
 MODULES = {
     "callee.py": """
@@ -164,18 +167,28 @@ def test_opening_prunes(tmp_path: Path):
     assert sorted(tmp_path.iterdir()) == [*old[2:], opened]
 
 
-def test_a_second_process_finds_every_kernel_in_the_cache():
-    program = """
-        from vpmu.kernels import jit
+def test_a_cold_cache_is_filled_once_and_changes_no_byte(tmp_path: Path):
+    program = f"""
+        import trio
+        import vpmu
         from vpmu.execution import compile_all
+        from vpmu.kernels import jit
 
-        print(compile_all(), sum(sum(made.stats.cache_misses.values()) for made, _ in jit._entries))
+        result = trio.run(lambda: vpmu.run({str(PAUSES)!r}, designs=("legacy", "optimized", "native")))
+        entries = compile_all()
+        misses = sum(sum(made.stats.cache_misses.values()) for made, _ in jit._entries)
+        print(entries, misses, result.digest)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    subprocess.run(command, capture_output=True, text=True, check=True)
-    entries, misses = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert int(entries) > 1
-    assert int(misses) == 0
+    environment = untraced() | {"VPMU_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    ]
+    (entries, cold_misses, cold_digest), (_, warm_misses, warm_digest) = runs
+    assert int(cold_misses) == int(entries) > 1
+    assert int(warm_misses) == 0
+    assert warm_digest == cold_digest
 
 
 def test_a_part_can_still_be_called_from_python():

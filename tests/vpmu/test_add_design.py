@@ -33,10 +33,16 @@ def vpmu(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Summary]:
-    """What `vpmu run` printed, and its summary.json, with the guide's design in an empty directory."""
-    directory = tmp_path_factory.mktemp("design")
-    (directory / "keep.py").write_text(design_of_the_guide())
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with nothing but the guide's design."""
+    path = tmp_path_factory.mktemp("design")
+    (path / "keep.py").write_text(design_of_the_guide())
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(directory: Path) -> tuple[str, Summary]:
+    """What `vpmu run` printed, and its summary.json."""
     designs = "optimized,keep.py,native"
     done = vpmu("run", str(PAUSES), "--design", designs, "--out", "results", cwd=directory)
     assert done.returncode == 0, done.stderr
@@ -64,6 +70,15 @@ def test_it_is_in_the_results_like_any_other(run: tuple[str, Summary]):
     assert len({result["digest"] for result in summary["designs"].values()}) == 3
     for result in summary["designs"].values():
         assert all(row["count"] == row["truth"] > 0 for row in result["counters"])
+
+
+def test_it_runs_over_two_processes(run: tuple[str, Summary], directory: Path):
+    _, summary = run
+    workers = ["--workers", "2", "--place", "spread"]
+    done = vpmu("run", str(PAUSES), "--design", "keep.py", *workers, "--out", "spread", cwd=directory)
+    assert done.returncode == 0, done.stderr
+    spread = json.loads((directory / "spread" / "summary.json").read_text())
+    assert spread["designs"]["keep"]["digest"] == summary["designs"]["keep"]["digest"]
 
 
 def test_it_does_what_the_guide_says(run: tuple[str, Summary]):

@@ -1,8 +1,8 @@
 """Whole runs through the public face: the example scenarios, results on disk, Ctrl-C."""
 
 import json
+import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +14,11 @@ import pytest
 import trio
 
 import vpmu
+from tests.cluster.test_launcher import processes_of_group
+from tests.processes import untraced
 from vpmu.cli import main
+from vpmu.cluster import node
+from vpmu.errors import Interrupted
 from vpmu.execution import execute
 from vpmu.options import RunOptions
 from vpmu.results import DesignResult, RunResult, read_results
@@ -152,35 +156,103 @@ async def test_the_library_runs_a_file():
     assert result.designs["native"].unfinished == []
 
 
-def test_ctrl_c_ends_the_run_keeps_what_is_complete_and_says_what_is_missing(tmp_path: Path):
-    # Hundreds of CPU seconds of legacy: the first design is done at once, the second is never.
+@pytest.mark.parametrize(
+    "choices",
+    [[], ["--workers", "2"], ["--workers", "2", "--place", "spread"], ["--workers", "3", "--messages"]],
+    ids=lambda choices: " ".join(choices) or "one process",
+)
+def test_ctrl_c_ends_the_run_keeps_what_is_complete_and_says_what_is_missing(
+    choices: list[str], tmp_path: Path
+):
+    # The first design is done at once, the second, whose guest is starved, has hundreds of CPU seconds to go.
     scenario = tmp_path / "long.toml"
     text = RECORD.read_text().replace('until = "300 s"', 'until = "10000000 s"')
+    text = text.replace("work = 100\n", "work = 1\n")
     scenario.write_text(text.replace("callgrind.out.ftest", str(EXAMPLES / "ftest" / "callgrind.out.ftest")))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "vpmu.cli"] if shutil.which("vpmu") is None else ["vpmu"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    command = [sys.executable, "-m", "vpmu.cli", "run", str(scenario), "--design", "native,legacy"]
     process = subprocess.Popen(
-        [*command, "run", str(scenario), "--design", "native,legacy", "--out", str(out)],
+        [*command, "--out", str(out), *choices],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=untraced(),
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 60
         while not (out / "native" / "samples.parquet").exists() and time.monotonic() < deadline:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.2)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, errors = process.communicate(timeout=30)
     finally:
-        process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
-    assert "missing: legacy" in errors
+    assert errors == "interrupted: Ctrl-C; missing: legacy\n"
+    assert processes_of_group(process.pid) == []
     summary = json.loads((out / "summary.json").read_text())
     assert summary["complete"] is False
+    assert summary["reason"] == "Ctrl-C; missing: legacy"
     assert list(summary["designs"]) == ["native"]
+    samples = pq.read_table(out / "native" / "samples.parquet").num_rows
+    assert samples == sum(profile["samples"] for profile in summary["designs"]["native"]["profiles"]) > 0
+    assert [path.name for path in out.glob("legacy/*")] == []
+
+
+def test_ctrl_c_before_anything_is_complete_leaves_earlier_results_alone(tmp_path: Path):
+    scenario = load_scenario(RECORD, ["until=10000000 s", "vm.guest.thread.ftest.work=1"])
+    asked = []
+
+    def interrupt(design: str, at_ns: int) -> None:
+        asked.append(at_ns)
+        raise KeyboardInterrupt
+
+    (tmp_path / "legacy").mkdir()
+    earlier = tmp_path / "legacy" / "samples.parquet"
+    earlier.write_text("of an earlier run")
+    with pytest.raises(Interrupted, match="missing: legacy") as caught:
+        trio.run(execute, scenario, RunOptions(designs=("legacy",), out=tmp_path), interrupt)
+    assert caught.value.result is None
+    assert len(asked) == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [earlier]
+    assert earlier.read_text() == "of an earlier run"
+
+
+async def test_message_mode_has_the_digest_of_the_fast_path(stat_run: RunResult):
+    scenario = load_scenario(STAT, ["vm.guest.thread.ftest.work=5"])
+    options = RunOptions(designs=("optimized", "native"), workers=3, messages=True)
+    result = await execute(scenario, options)
+    for name, design in result.designs.items():
+        assert design.digest == stat_run.designs[name].digest
+        assert design.frames["ACCESS_DONE"] == design.host["accesses"] > 0
+
+
+def test_a_run_that_fails_is_named_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(node, "ENTRY", "tests.cluster.rogues:hands_in_nonsense")
+    scenario = EXAMPLES / "designs" / "pauses.toml"
+    arguments = ["run", str(scenario), "--design", "optimized", "--workers", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "rank 1 failed: what it handed in is no result" in printed.err
+    assert printed.out == ""
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_strangers_are_named_to_the_user(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    pauses = EXAMPLES / "designs" / "pauses.toml"
+    alone = await vpmu.run(pauses, designs=("optimized",))
+    monkeypatch.setattr(node, "ENTRY", "tests.cluster.rogues:meets_strangers")
+    caplog.set_level(logging.WARNING, logger="vpmu")
+    result = await vpmu.run(pauses, designs=("optimized",), workers=2)
+    assert result.digest == alone.digest
+    named = {record.getMessage() for record in caplog.records if record.name.startswith("vpmu")}
+    assert "rank 1 refused a frame: rank 5 is not in this gang" in named
 
 
 def test_intervals_add_up_to_the_session(tmp_path: Path):
