@@ -26,7 +26,8 @@ from vpmu.program.callgrind import EVENTS, Arc, FunctionKey, Profile, read_callg
 from vpmu.program.cli import import_command, show_command
 from vpmu.program.context import CallGraph, context_tree, loop_body
 from vpmu.program.importer import UNATTRIBUTED
-from vpmu.program.layout import BODY_SEGMENTS, apportion
+from vpmu.program.layout import BODY_SEGMENTS, apportion, short_segments
+from vpmu.program.model import Segment
 from vpmu.program.penalties import DEFAULT_PENALTIES, estimate, load_penalties
 
 FTEST = Path(__file__).parents[2] / "examples" / "ftest" / "callgrind.out.ftest"
@@ -190,6 +191,18 @@ def test_any_profile_is_imported_whole(tmp_path_factory: pytest.TempPathFactory,
     instructions = [own["instructions"] for own in program.function_totals()]
     of = dict(zip(names, instructions, strict=True))
     assert of == {key.name: cost[0] for key, cost in profile.self_cost.items()}
+
+
+def test_a_long_segment_is_cut_so_that_one_pass_holds_its_events():
+    # 3 * 2**33 + 1 events of one kind take four segments of 2**33 at most; nothing is lost.
+    long = Segment(10**10, 0, 0, 64, {"branches": 3 * 2**33 + 1, "instructions": 7})
+    parts = short_segments([long], 1)
+    assert len(parts) == 4
+    assert sum(part.cycles for part in parts) == long.cycles
+    for name, count in long.events.items():
+        assert sum(part.events.get(name, 0) for part in parts) == count
+    assert max(part.events["branches"] for part in parts) <= 2**33
+    assert short_segments([long], 4) == [long]
 
 
 def test_a_callees_cost_is_shared_among_its_callers_by_what_their_calls_cost():

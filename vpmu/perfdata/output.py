@@ -133,7 +133,7 @@ class PerfOutput:
 
     def _add_routes(self, file: RecordFile) -> None:
         for number, place in enumerate(file.session.places):
-            threads = [task.number for task in file.session.measured if task.cpu == place.cpu]
+            threads = [task.number for task in file.session.measured if place.measures(task)]
             route = (place.index, file, number, np.array(threads, dtype=np.uint64))
             self._routes.setdefault(place.actor, []).append(route)
 

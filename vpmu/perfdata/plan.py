@@ -36,11 +36,21 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One vCPU of a session: its number in the VM, its guest's id in records, the session's index there."""
+    """Where a session is: a vCPU, or a thread there.
+
+    `cpu` is the vCPU's number in the VM, `actor` its guest's id in records, `index` and `name` the session's
+    there, `thread` the name of the thread that it is on, empty for a vCPU.
+    """
 
     cpu: int
     actor: int
     index: int
+    name: str
+    thread: str
+
+    def measures(self, task: Task) -> bool:
+        """Return whether a task is measured here."""
+        return task.cpu == self.cpu and self.thread in ("", task.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ def plan_sessions(machine: Machine, scenario: Scenario) -> list[PlannedSession]:
     for vm, name, vcpus in _machines(machine, scenario):
         tasks = _tasks(vm, vcpus)
         for spec in vm.sessions:
-            places = tuple(_places(machine, vcpus, spec))
+            places = tuple(_places(machine, vm, vcpus, spec))
             if places:
                 found.append(_session(vm, name, spec, places, tasks))
     return found
@@ -140,11 +150,13 @@ def _tasks(vm: Vm, vcpus: list[VcpuEntry]) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def _places(machine: Machine, vcpus: list[VcpuEntry], spec: Session) -> Iterator[Place]:
+def _places(machine: Machine, vm: Vm, vcpus: list[VcpuEntry], spec: Session) -> Iterator[Place]:
+    names = {placed.name for placed in vm.placed_sessions() if placed.name.partition("@")[0] == spec.name}
     for vcpu in vcpus:
+        actor = int(machine.arena[vcpu.guest + int(G_ID)])
         for index, session in enumerate(vcpu.sessions):
-            if session.name == spec.name:
-                yield Place(vcpu.vcpu, int(machine.arena[vcpu.guest + int(G_ID)]), index)
+            if session.name == spec.name or session.name in names:
+                yield Place(vcpu.vcpu, actor, index, session.name, session.thread)
 
 
 def _session(

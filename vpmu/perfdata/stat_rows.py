@@ -122,9 +122,8 @@ def stat_session(session: PlannedSession, result: Index) -> StatSession:
         rounds.append(Round(max([elapsed, *(r.at_ns + 1 for r in rounds[-1:])]), total))
     threads = []
     if session.spec.thread:
-        # On each of its vCPUs the session has one set of events, of the first thread there.
-        firsts = {task.cpu: (task.tid, task.name) for task in reversed(session.measured)}
-        threads = [firsts[place.cpu] for place in session.places]
+        tasks = {(task.cpu, task.name): (task.tid, task.name) for task in session.measured}
+        threads = [tasks[place.cpu, place.thread] for place in session.places]
     return StatSession(
         tuple(event.name for event in session.events),
         () if session.spec.thread else tuple(place.cpu for place in session.places),
@@ -136,7 +135,7 @@ def stat_session(session: PlannedSession, result: Index) -> StatSession:
 
 def _rows(session: PlannedSession, result: Index) -> list[list[CounterRow]]:
     """Return the rows of a session's events, each over the vCPUs."""
-    found = [result.counters[session.vm, place.cpu, session.spec.name] for place in session.places]
+    found = [result.counters[session.vm, place.cpu, place.name] for place in session.places]
     return [[rows[event] for rows in found] for event in range(len(session.events))]
 
 

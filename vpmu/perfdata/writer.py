@@ -75,7 +75,7 @@ class RecordFile:
         self._buffers = [_Buffer(buffered) for _ in session.places]
         self._file = PerfFile(directory / f"{session.file_stem}.data", self._attrs, self._ids)
         self._spools = [
-            Spool(directory / f".{session.file_stem}.{place.cpu}.part") for place in session.places
+            Spool(directory / f".{session.file_stem}.{number}.part") for number in range(len(session.places))
         ]
         self._later = self._begin()
 
@@ -242,15 +242,17 @@ class _Buffer:
 
 def make_tables(session: PlannedSession, programs: Mapping[str, Program]) -> Tables:
     """Return what the numbers in a session's records mean."""
-    places = {place.cpu: index for index, place in enumerate(session.places)}
+    places = session.places
     most = max((task.number for task in session.tasks), default=0)
     tasks = np.zeros((len(places), most + 1), dtype=np.uint64)
     chain_of = np.zeros_like(tasks)
     names = dict.fromkeys(task.program for task in session.measured)
     first, callers, depths = caller_tables({name: return_addresses(programs[name]) for name in names})
-    for task in session.tasks:
-        tasks[places[task.cpu], task.number] = task.pid | task.tid << 32
-        chain_of[places[task.cpu], task.number] = first.get(task.program, 0)
+    for index, place in enumerate(places):
+        for task in session.tasks:
+            if task.cpu == place.cpu:
+                tasks[index, task.number] = task.pid | task.tid << 32
+                chain_of[index, task.number] = first.get(task.program, 0)
     events = len(session.events)
     ids = np.arange(1, events * len(places) + 1, dtype=np.uint64).reshape(events, len(places))
     cpus = np.array([place.cpu for place in session.places], dtype=np.uint64)

@@ -13,7 +13,7 @@ from typing import Final
 
 from vpmu.program.callgrind import Arc, FunctionKey, Profile, read_callgrind
 from vpmu.program.context import CallGraph, loop_body
-from vpmu.program.layout import ChainTable, Costs, lay_out, visits, whole_segment
+from vpmu.program.layout import ChainTable, Costs, lay_out, short_segments, visits, whole_segment
 from vpmu.program.model import PROGRAM_VERSION, Function, Phase, Program, ProgramError, Segment
 from vpmu.program.penalties import Penalties, estimate, load_penalties
 
@@ -95,7 +95,9 @@ def _phases(
     startup: list[Segment], iterations: int, body: list[Segment], tail: list[Segment]
 ) -> tuple[Phase, ...]:
     parts = (("start-up", 1, startup), ("loop", iterations, body), ("tail", 1, tail))
-    return tuple(Phase(name, count, tuple(segments)) for name, count, segments in parts if segments)
+    return tuple(
+        Phase(name, n, tuple(short_segments(segments, n))) for name, n, segments in parts if segments
+    )
 
 
 def _costs(profile: Profile, keys: Sequence[FunctionKey], penalties: Penalties) -> list[Costs]:

@@ -17,6 +17,8 @@ from vpmu.program.model import Function, Segment
 BODY_CYCLES: Final = 40_000
 """A loop body's length is near this: at 4000 Hz and 2.8 GHz, 17 bodies in a sampling period."""
 BODY_SEGMENTS: Final = 64
+MOST_EVENTS: Final = 2**33
+"""Of one kind in a segment: half of what a kernel's position can hold (`SEGMENT_EVENTS_MAX`)."""
 
 Costs = Mapping[str, int]
 """``cycles``, and events by the names of `vpmu.program.model.EVENT_KINDS`."""
@@ -52,6 +54,19 @@ def whole_segment(function: int, chain: int, functions: Sequence[Function], cost
     """Return one segment that holds all of a function's costs."""
     events = {name: count for name, count in costs.items() if name != "cycles" and count}
     return Segment(max(1, costs["cycles"]), function, chain, functions[function].address, events)
+
+
+def short_segments(segments: Iterable[Segment], iterations: int) -> list[Segment]:
+    """Cut segments with more events than one pass of a phase may have into equal ones."""
+    found = []
+    for segment in segments:
+        parts = 1 + max(segment.events.values(), default=0) // (MOST_EVENTS * iterations)
+        lengths = apportion(segment.cycles, [1] * parts)
+        counts = {name: apportion(count, lengths) for name, count in segment.events.items()}
+        for index, length in enumerate(lengths):
+            events = {name: cut[index] for name, cut in counts.items() if cut[index]}
+            found.append(Segment(length, segment.function, segment.chain, segment.ip, events))
+    return found
 
 
 def lay_out(

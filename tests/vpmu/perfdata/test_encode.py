@@ -45,7 +45,7 @@ def planned(events: tuple[str, ...], cpus: int) -> PlannedSession:
     granularity = Duration(1)
     vm = Vm("guest", "host", granularity, granularity, granularity, vcpus=cpus)
     tasks = tuple(Task(f"t{cpu}", "p", 1000, 1000 + cpu, cpu, 1, 0) for cpu in range(cpus))
-    places = tuple(Place(cpu, 100 + cpu, 0) for cpu in range(cpus))
+    places = tuple(Place(cpu, 100 + cpu, 0, "s", "") for cpu in range(cpus))
     specs = tuple(parse_event(event) for event in events)
     spec = Session("s", "record", events, cpu=True, period=1000)
     return PlannedSession("guest", vm, spec, specs, places, tasks, tasks)

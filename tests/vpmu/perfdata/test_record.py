@@ -38,7 +38,7 @@ work = 2
 name = "fast"
 tool = "record"
 thread = "mix"
-period = 20000
+period = 10000
 events = ["cpu-cycles", "branches"]
 """
 )

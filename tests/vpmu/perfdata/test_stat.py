@@ -144,13 +144,15 @@ def test_the_lines_of_intervals_add_up_to_the_counts(stats: Run):
     result = stats.results["optimized"]
     text = (stats.perf_directory("optimized") / "lines.cpu.per-cpu.csv").read_text()
     lines = [line.split(",") for line in text.splitlines()]
-    for cpu in (0, 1):
-        for event in ("instructions", "cycles"):
+    for event in ("instructions", "cycles"):
+        both = [r for r in result.counters if (r.vm, r.event) == ("lines", event)]
+        for cpu in (0, 1):
             mine = [line for line in lines if line[1] == f"CPU{cpu}" and line[4] == event]
             (row,) = [r for r in result.counters if (r.vm, r.vcpu, r.event) == ("lines", cpu, event)]
             # What ran is exact; a count is scaled line by line, so that each line is good for itself.
             assert sum(int(line[5]) for line in mine) == row.running_ns
-            assert len(mine) == len(row.intervals) + 1
+            # A vCPU that was read once less than the other has an empty line.
+            assert len(mine) == max(len(r.intervals) for r in both) + 1
     times = [line[0] for line in lines]
     assert times == sorted(times)
 
