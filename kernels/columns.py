@@ -153,6 +153,8 @@ U_PMI_ENABLED = _row.word()
 U_PMI_QUEUE = _row.word()
 U_QUEUE = _row.word()
 """Offset of the queue that this CPU's accesses go to."""
+U_MASKED = _row.word()
+"""What a PMI sets in the LVTPC: its mask bit, which the handler has to clear; 0 if it sets nothing."""
 CPU_HW_COLUMNS: Final = _row.width()
 
 # --- Queue of micro-operations (ring) -----------------------------------------------------------------------
@@ -323,6 +325,8 @@ P_GRANT = _row.words(SLOTS)
 HW_NR_GP = _row.word()
 HW_NR_FIXED = _row.word()
 HW_MASK = _row.word()
+HW_MASKED = _row.word()
+"""What a PMI sets in the LVTPC: its mask bit, or 0."""
 HW_EVENTSEL = _row.words(8)
 HW_FIXED_CTRL = _row.word()
 HW_GLOBAL_CTRL = _row.word()
@@ -406,6 +410,8 @@ V_GLOBAL_STATUS = _row.word()
 V_OVF_CTRL = _row.word()
 V_COUNTER = _row.words(SLOTS)
 V_LVTPC = _row.word()
+V_MASKED = _row.word()
+"""What a PMI sets in the guest's LVTPC: its mask bit, or 0."""
 V_HAS_EVENT = _row.word()
 """Bit per slot: a host perf event exists."""
 V_REPROGRAM = _row.word()

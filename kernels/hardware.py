@@ -21,6 +21,7 @@ from vpmu.kernels.columns import (
     HW_KIND,
     HW_LVTPC,
     HW_MASK,
+    HW_MASKED,
     HW_NR_FIXED,
     HW_NR_GP,
     HW_PMI,
@@ -259,7 +260,7 @@ def hw_count(s: Arena, p: np.uint64, slot: np.uint64, events: np.uint64) -> None
         if hw_interrupts(s, p, slot):
             if s[p + HW_LVTPC] & LVT_MASKED == U0:
                 s[p + HW_PMI] = U1
-                s[p + HW_LVTPC] |= LVT_MASKED
+                s[p + HW_LVTPC] |= s[p + HW_MASKED]
             if s[p + HW_DEBUGCTL] & DEBUGCTL_FREEZE_PERFMON != U0:
                 hw_global(s, p, U0)
 

@@ -370,13 +370,20 @@ class Builder:
             HW_NR_GP=nr_gp,
             HW_NR_FIXED=profile.cpu.fixed_counters,
             HW_MASK=(1 << profile.cpu.counter_width) - 1,
+            HW_MASKED=_masked(host),
         )
         boot_pcpu(self.s, U64(p))
         self.s[p + int(col.HW_LVTPC)] = LVT_MASKED if self.native else 0x400
         u = p + int(col.P_CPU_HW)
         context = self._take(self.context_rows)
         self._fill_cpu_hw(
-            u, nr_gp, full_width=True, tick_ns=tick_ns, context=context, queue=p + int(col.P_QUEUE)
+            u,
+            nr_gp,
+            full_width=True,
+            tick_ns=tick_ns,
+            context=context,
+            queue=p + int(col.P_QUEUE),
+            masked=_masked(host),
         )
 
     @staticmethod
@@ -389,7 +396,7 @@ class Builder:
         return (khz * _RATE_ONE + _KHZ_PER_GHZ // 2) // _KHZ_PER_GHZ
 
     def _fill_cpu_hw(
-        self, u: int, nr_gp: int, *, full_width: bool, tick_ns: int, context: int, queue: int
+        self, u: int, nr_gp: int, *, full_width: bool, tick_ns: int, context: int, queue: int, masked: int
     ) -> None:
         hz = _SEC // tick_ns
         self._set(
@@ -408,6 +415,7 @@ class Builder:
             U_MUX_NS=max(_SEC // hz, 1_000_000),
             U_MUX_AT=_NEVER,
             U_QUEUE=queue,
+            U_MASKED=masked,
         )
 
     def _fill_vcpu(self, index: int, placed: _Placed) -> None:
@@ -434,6 +442,7 @@ class Builder:
             V_MASK=(1 << 48) - 1,
             V_GLOBAL_VALID=valid,
             V_LVTPC=int(LVT_MASKED),
+            V_MASKED=_masked(self.scenario.hosts[placed.host]),
         )
         for slot in range(col.SLOTS):
             self.s[v + int(col.V_HW_SLOT) + slot] = col.NO_SLOT
@@ -485,7 +494,16 @@ class Builder:
         nr_gp = int(self.s[v + int(col.V_NR_GP)])
         queue = g + int(col.G_QUEUE)
         self._set(g + int(col.G_NMI_QUEUE), Q_CUT=col.QUEUE_SIZE - col.NMI_QUEUE_SIZE)
-        self._fill_cpu_hw(u, nr_gp, full_width=self.native, tick_ns=tick_ns, context=context, queue=queue)
+        masked = _masked(self.scenario.hosts[placed.host])
+        self._fill_cpu_hw(
+            u,
+            nr_gp,
+            full_width=self.native,
+            tick_ns=tick_ns,
+            context=context,
+            queue=queue,
+            masked=masked,
+        )
         # The guest's perf has been on before: a tool's child is switched in, its events off, before it runs.
         self._set(u, U_ENABLED=1)
         threads = [
@@ -702,6 +720,11 @@ class Builder:
 def _max_period(full_width: bool) -> int:
     """Return the longest period that perf programs: the default of a counting event (x86_pmu.max_period)."""
     return (1 << 47) - 1 if full_width else (1 << 31) - 1
+
+
+def _masked(host: Host) -> int:
+    """Return what a PMI sets in the LVTPC."""
+    return int(LVT_MASKED) if host.lvtpc_mask else 0
 
 
 def _column_name(column: np.uint64) -> str:

@@ -40,6 +40,7 @@ from vpmu.kernels.columns import (
     V_LOADED,
     V_LVTPC,
     V_MASK,
+    V_MASKED,
     V_NR_GP,
     V_PARAMETER,
     V_PMI,
@@ -89,7 +90,10 @@ from vpmu.kernels.perf.schedule import fixed_field, slot_bit
 
 DESCRIPTION = "RFC v2 of 2019: counters are allocated once and driven by KVM, saved and restored at switches"
 PARAMETERS = {"life": 2}
-"""Design parameters and their defaults, in V_PARAMETER's order: time slices that an unused event lives."""
+"""Design parameters and their defaults, in V_PARAMETER's order.
+
+`life`: time slices that an unused event lives; with 0 it is released as soon as GLOBAL_CTRL switches it off.
+"""
 INTERCEPTS = True
 
 _SERVED = V_PRIVATE
@@ -329,6 +333,8 @@ def _global_ctrl(s: Arena, v: np.uint64, value: np.uint64, now: np.uint64) -> No
     if begin != U0:
         begin &= _locally_enabled_slots(s, v)
         s[v + V_USED] |= begin
+    if s[v + V_PARAMETER] == U0:
+        _give_up(s, v, changed & ~enabled)
     # One that stands still has an event, and one that wants a counter begins.
     changed &= (s[v + V_HAS_EVENT] | begin) & ~s[v + _SERVED]
     while changed != U0:
@@ -339,6 +345,15 @@ def _global_ctrl(s: Arena, v: np.uint64, value: np.uint64, now: np.uint64) -> No
         else:
             _want(s, v, slot)
     _translate(s, v)
+
+
+@kernel
+def _give_up(s: Arena, v: np.uint64, slots: np.uint64) -> None:
+    """Release the events of vPMCs that are switched off: they live for no slice at all."""
+    slots &= s[v + V_HAS_EVENT]
+    while slots != U0:
+        request(s, v, CALL_RELEASE, lowest_bit(slots))
+        slots &= slots - U1
 
 
 @kernel
@@ -510,7 +525,7 @@ def vm_entry(
     s[v + V_PMI] = U0
     if s[v + V_LVTPC] & LVT_MASKED != U0:
         return OK, U0, ns, STOP_NONE
-    s[v + V_LVTPC] |= LVT_MASKED
+    s[v + V_LVTPC] |= s[v + V_MASKED]
     return OK, U1, ns + vcpu_cost(s, v, COST_INJECT), STOP_NONE
 
 

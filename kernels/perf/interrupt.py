@@ -20,6 +20,7 @@ from vpmu.kernels.columns import (
     U_ENABLED,
     U_EVENT,
     U_GUEST_MASK,
+    U_MASKED,
     U_NR_EVENTS,
     U_OVERFLOWED,
     U_PMI_ENABLED,
@@ -157,7 +158,8 @@ def _status_read(s: Arena, u: np.uint64, status: np.uint64) -> None:
     s[u + U_ENABLED] = s[u + U_PMI_ENABLED]
     if s[u + U_ENABLED] != U0:
         emit(s, q, OP_WRMSR, GLOBAL_CTRL, s[u + U_ALL] & ~s[u + U_GUEST_MASK])
-    emit(s, q, OP_LVTPC, U0, LVT_NMI)
+    if s[u + U_MASKED] != U0:
+        emit(s, q, OP_LVTPC, U0, LVT_NMI)
     emit(s, q, OP_CALL, CALL_PMI_DONE, U0)
 
 

@@ -13,6 +13,8 @@ from vpmu.paper.experiment import EXAMPLES, Experiments, run_experiments
 from vpmu.paper.report import account, report
 from vpmu.paper.rows import Row, calibrations, declared, make_rows, mean_abs_log2
 from vpmu.paper.source import SOURCE_FILE, Source, load_source
+from vpmu.paper.variations import Variation, load_variations, moved, vary
+from vpmu.scenario import load_scenario
 
 ROOT = Path(__file__).parents[2]
 SEEDS = range(1, 11)
@@ -181,3 +183,43 @@ def test_json_is_what_the_tables_are_made_of(source: Source, rows: list[Row], ex
     assert len(found["rows"]) == len(rows)
     assert found["seeds"] == list(SEEDS)
     assert EXAMPLES.resolve() == (ROOT / "examples" / "ftest").resolve()
+
+
+def test_every_ablation_moves_a_row_by_more_than_three_times_its_spread(source: Source, rows: list[Row]):
+    ablations = load_variations().ablations
+    assert {ablation.name for ablation in ablations} == {
+        "reservation",
+        "life count",
+        "lost slices",
+        "frequency adjustment",
+        "LVTPC mask",
+    }
+    for outcome in trio.run(lambda: vary(source, ablations, SEEDS)):
+        shifts = list(moved(rows, outcome))
+        assert shifts, outcome.variation.name
+        for before, after, _ in shifts:
+            spread = max(row.spread[1] - row.spread[0] for row in (before, after))
+            assert abs(after.emulated - before.emulated) > 3 * spread
+
+
+def test_an_unchanged_run_moves_no_row(source: Source, rows: list[Row]):
+    same = Variation(name="nothing", what="nothing is changed", both=("title=the same",))
+    (outcome,) = trio.run(lambda: vary(source, [same], SEEDS))
+    assert list(moved(rows, outcome)) == []
+
+
+def test_experiments_are_valid_scenarios(capsys: pytest.CaptureFixture[str]):
+    for experiment in load_variations().experiments:
+        for name, changes in experiment.overrides().items():
+            assert load_scenario(EXAMPLES / f"{name}.toml", list(changes)).vms
+    assert main(["paper", "--experiments", "--ablations"]) == 2
+    assert "not both" in capsys.readouterr().err
+    assert main(["paper", "--experiments", "--set", "seed=1"]) == 2
+    assert "goes with neither" in capsys.readouterr().err
+
+
+def test_without_life_the_optimized_design_pays_what_legacy_pays(source: Source, rows: list[Row]):
+    (life,) = [each for each in load_variations().ablations if each.name == "life count"]
+    (outcome,) = trio.run(lambda: vary(source, [life], range(1, 3)))
+    after = {(row.row, row.design): row.emulated for row in outcome.rows if row.table == "4"}
+    assert after["enable global_ctrl", "optimized"] > after["enable global_ctrl", "legacy"] / 2

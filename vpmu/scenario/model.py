@@ -77,6 +77,7 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     hyperthreading: bool = True
     watchdog: bool = False
     noise: bool = True
+    lvtpc_mask: bool = True
     design: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
 
