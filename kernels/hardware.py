@@ -284,3 +284,4 @@ def hw_reset(s: Arena, p: np.uint64) -> None:
     for i in range(U3):
         s[p + HW_KIND + FIXED_SLOT + U64(i)] = U64(FIXED_KIND[i])
     s[p + HW_LVTPC] = LVT_MASKED
+    s[p + HW_MASKED] = LVT_MASKED

@@ -370,9 +370,9 @@ class Builder:
             HW_NR_GP=nr_gp,
             HW_NR_FIXED=profile.cpu.fixed_counters,
             HW_MASK=(1 << profile.cpu.counter_width) - 1,
-            HW_MASKED=_masked(host),
         )
         boot_pcpu(self.s, U64(p))
+        self._set(p, HW_MASKED=_masked(host))
         self.s[p + int(col.HW_LVTPC)] = LVT_MASKED if self.native else 0x400
         u = p + int(col.P_CPU_HW)
         context = self._take(self.context_rows)

@@ -216,6 +216,31 @@ def paper(
     )
 
 
+@app.command()
+def truth(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `vpmu run --out DIR` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Hold what the guests of a run measured against what really happened."""
+    from vpmu.truth import truth_command
+
+    truth_command(directory, as_json=as_json)
+
+
+@app.command()
+def precision(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO.toml", help="One with a record session.")],
+    seeds: Annotated[int, typer.Option(metavar="N", help="Seeds 1 to N.")] = 20,
+    design: Annotated[str, typer.Option(metavar="NAME,...", help="Designs.")] = "legacy,optimized,native",
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Say how near the profiles of several designs come to the truth, over seeds."""
+    from vpmu.precision import precision_command
+
+    precision_command(scenario, seeds=seeds, designs=design, overrides=overrides or [], as_json=as_json)
+
+
 @program_app.command("import")
 def program_import(
     file: Annotated[Path, typer.Argument(metavar="CALLGRIND.OUT")],

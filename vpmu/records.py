@@ -158,6 +158,16 @@ class RecordWriter:
         if self._closed:
             return
         self._closed = True
+        try:
+            self._close()
+        except BaseException:
+            # A full disk, or Ctrl-C just now: half of a run's files are worth nothing.
+            for file in self._files.values():
+                file.discard()
+                file.path.unlink(missing_ok=True)
+            raise
+
+    def _close(self) -> None:
         for kind, choice in KIND_KEPT_BY.items():
             if choice in self.keep:
                 file = self._file(kind)
@@ -225,7 +235,7 @@ class _RecordFile:
     def discard(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            self._part.unlink()
+        self._part.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         import pyarrow as pa

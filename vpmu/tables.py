@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from vpmu.precision import precision_of
 from vpmu.results import ActionRow, Comparison, DesignResult, Difference, RunResult, ThreadRow
 from vpmu.units import format_count, format_ns
 
@@ -36,6 +37,7 @@ _Row = TypeVar("_Row")
 REFERENCE_DESIGN: Final = "native"
 _MOST_ROWS: Final = 40
 _MOST_FUNCTIONS: Final = 20
+_WORST: Final = 10
 
 
 def print_run(result: RunResult, console: Console) -> None:
@@ -56,7 +58,15 @@ def print_run(result: RunResult, console: Console) -> None:
 
 def design_tables(design: DesignResult) -> Iterator[Table]:
     """Yield a design's tables, leaving out those without a row."""
-    builders = (action_table, thread_table, counter_table, profile_table, stood_still_table, account_table)
+    builders = (
+        action_table,
+        thread_table,
+        counter_table,
+        profile_table,
+        precision_table,
+        stood_still_table,
+        account_table,
+    )
     for build in builders:
         table = build(design)
         if table.row_count:
@@ -129,6 +139,27 @@ def profile_table(design: DesignResult) -> Table:
         for function in largest[:_MOST_FUNCTIONS]:
             shares = _percent(function.samples, taken), _percent(function.truth_cycles, cycles)
             table.add_row("", function.name, format_count(function.samples), *shares)
+    return table
+
+
+def precision_table(design: DesignResult) -> Table:
+    """Return how near the profiles come to the truth, over all guests, and the furthest of them by name."""
+    figures = ("samples", "distance", "by chance", "excess", "throttled")
+    table = plain_table(f"{design.design}: distance of the profiles from the truth", ("profile",), figures)
+    if not design.profiles:
+        return table
+    rows = [(precision_of(profile), profile.throttled) for profile in design.profiles]
+    rows.sort(key=lambda row: (-row[0].distance, row[0].vm, row[0].vcpu, row[0].session))
+    if len(rows) > 1:
+        distances = [row.distance for row, _ in reversed(rows)]
+        for name, place in (("median", 50), ("90 %", 90), ("maximum", 100)):
+            # The nearest rank.
+            value = distances[max(-(-len(distances) * place // 100), 1) - 1]
+            table.add_row(f"{name} of {len(rows):,}", "", f"{value:.2%}", "", "", "")
+        table.add_section()
+    for row, throttled in rows[:_WORST]:
+        shares = (f"{row.distance:.2%}", f"{row.chance:.2%}", f"{row.excess:+.2%}")
+        table.add_row(f"{row.vm}/{row.session}", format_count(row.samples), *shares, format_count(throttled))
     return table
 
 

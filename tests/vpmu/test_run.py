@@ -169,8 +169,16 @@ def test_ctrl_c_ends_the_run_keeps_what_is_complete_and_says_what_is_missing(
 ):
     # The first design is done at once, the second, whose guest is starved, has hundreds of CPU seconds to go.
     scenario = tmp_path / "long.toml"
-    text = RECORD.read_text().replace('until = "300 s"', 'until = "10000000 s"')
-    text = text.replace("work = 100\n", "work = 1\n")
+    text = RECORD.read_text()
+    sleeper = 'kind = "sleeper"\nwakeups = "5/s"\nburst = "50 us"'
+    changes = {
+        'until = "3600 s"': 'until = "10000000 s"',
+        "work = 11.849": "work = 1",
+        sleeper: 'kind = "spin"',
+    }
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
     scenario.write_text(text.replace("callgrind.out.ftest", str(EXAMPLES / "ftest" / "callgrind.out.ftest")))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "vpmu.cli", "run", str(scenario), "--design", "native,legacy"]

@@ -205,7 +205,7 @@ KNOWN_THREAD_KINDS = "(known: program, spin, sleeper)"
         (["host.0.profil=1"], 'key host[0].profil: unknown key "profil"; did you mean "profile"?'
          " (known: name, possible_cpus, core_khz, hz, balance, sched_latency, min_granularity,"
          " wakeup_granularity, cpus,"
-         " profile, hyperthreading, watchdog, and 3 more)"),
+         " profile, hyperthreading, watchdog, and 4 more)"),
         # types and units
         (["host.0.cpus=two"], 'key host[0].cpus: expected an integer, found "two"'),
         (["host.0.cpus=1.5"], "key host[0].cpus: expected an integer, found 1.5"),
