@@ -121,10 +121,7 @@ async def test_the_examples_cut_short(example: str, design: str, processes: Kept
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("example", SCENARIOS)
 async def test_the_whole_examples(example: str, design: str, processes: KeptWorkers):
-    """Minutes; that of the two hundred guests takes ten for its 6.4 million accesses under legacy.
-
-    The other designs make more. No records are kept: rows hold their hashes.
-    """
+    """Minutes each. No records are kept: rows hold their hashes."""
     expected = example_machine(example, design)
     machine = example_machine(example, design)
     for each in (expected, machine):
