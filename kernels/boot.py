@@ -3,24 +3,37 @@
 import numpy as np
 
 from vpmu.kernels.columns import (
+    E_RUNNING,
+    E_SLOT,
+    E_STATE,
+    EVENT_ACTIVE,
     G_KERNEL_CURSOR,
     G_KERNEL_PROGRAM,
     G_NR_THREADS,
     G_THREADS,
     P_HOST_CURSOR,
     P_HOST_PROGRAM,
+    RUN_COUNTING,
     TH_CURSOR,
     TH_PROGRAM,
     THREAD_COLUMNS,
 )
 from vpmu.kernels.engine import set_tool_timer
+from vpmu.kernels.events import KIND_CYCLES
 from vpmu.kernels.guest.driver import set_timer
+from vpmu.kernels.guest.due import due_of, unread
 from vpmu.kernels.guest.sessions import event_times, next_session
 from vpmu.kernels.guest.threads import next_wake
 from vpmu.kernels.hardware import hw_reset
 from vpmu.kernels.host.scheduler import enqueue, set_wake
+from vpmu.kernels.integers import U0, U1
 from vpmu.kernels.jit import U64, Arena, entry
-from vpmu.kernels.program import program_function_cycles, program_start
+from vpmu.kernels.program import (
+    program_count,
+    program_function_cycles,
+    program_function_events,
+    program_start,
+)
 
 _THREAD = U64(THREAD_COLUMNS)
 
@@ -70,3 +83,54 @@ def times_of_event(
 ) -> tuple[np.uint64, np.uint64]:
     """Return an event's enabled and running times in ns: event_times() for Python."""
     return event_times(s, g, session, e, now)
+
+
+@entry
+def retired_by(
+    s: Arena, program: np.uint64, cursor: np.uint64, kinds: Arena, out: Arena, work: Arena
+) -> None:
+    """Fill in what a thread retired, in all and by function.
+
+    Parameters
+    ----------
+    s : uint64[n]
+        The arena.
+    program, cursor : uint64
+        Offsets of the program and of the thread's cursor.
+    kinds : uint64[k]
+        Event kinds.
+    out : uint64[(1 + functions) * k], events
+        For each kind: all of it, then each function's.
+    work : uint64[functions]
+        Scratch.
+    """
+    size = U64(len(out) // len(kinds))
+    for i in range(len(kinds)):
+        at = U64(i) * size
+        out[at] = program_count(s, program, cursor, kinds[i])
+        if kinds[i] == KIND_CYCLES:
+            for function in range(size - U1):
+                out[at + U1 + U64(function)] = program_function_cycles(s, program, cursor, U64(function))
+        else:
+            program_function_events(s, program, cursor, kinds[i], out[at + U1 : at + size], work)
+
+
+@entry
+def due_of_event(s: Arena, g: np.uint64, e: np.uint64, out: Arena) -> None:
+    """Fill in what an event had to see, in events.
+
+    Parameters
+    ----------
+    s : uint64[n]
+        The arena.
+    g, e : uint64
+        Offsets of the guest row and of the event.
+    out : uint64[5]
+        While it had a counter, was throttled, waited; of what its counter has not told yet: counted, stood
+        still.
+    """
+    for which in range(3):
+        out[which] = due_of(s, g, e, U64(which + 1))
+    out[3], out[4] = U0, U0
+    if s[e + E_STATE] == EVENT_ACTIVE and s[e + E_RUNNING] == RUN_COUNTING:
+        out[3], out[4] = unread(s, g, s[e + E_SLOT])

@@ -209,6 +209,21 @@ E_NOTED = _row.word()
 E_PMIS = _row.word()
 E_TRUTH = _row.word()
 """What E_COUNT must be: the events that its counters had to count, by the account of the truth."""
+E_WHAT = _row.word()
+"""What it asks for: event kind | privilege levels << 8, as the truth decodes E_CONFIG."""
+E_CLASS = _row.word()
+"""Which of E_DUE is open since E_EDGE: one of the DUE_ constants."""
+E_EDGE = _row.word()
+E_DUE = _row.words(4)
+"""Events retired while it was enabled and its thread ran, by what perf let it do (kernels/guest/due.py)."""
+E_SAMPLED = _row.word()
+"""Sum of the samples' periods."""
+E_MERGED = _row.word()
+"""Events of periods that ended without a sample of their own: several at one PMI, or one between PMIs."""
+E_LATE = _row.word()
+"""Events past the last period's end when the counter was read; their sum over samples, and the most."""
+E_SKID = _row.word()
+E_SKID_MAX = _row.word()
 EVENT_COLUMNS: Final = _row.width()
 
 RUN_STOPPED: Final = U64(0)
@@ -240,6 +255,8 @@ C_COUNT = _row.word()
 C_NR_ACTIVE = _row.word()
 C_NR_FREQUENCY = _row.word()
 C_SCHEDULED = _row.word()
+C_STAMP = _row.word()
+"""When a task's context came on."""
 C_EVENTS = _row.words(CONTEXT_CAPACITY)
 """Offsets of events in scheduling order (pinned and flexible mixed; each class keeps its order)."""
 CONTEXT_COLUMNS: Final = _row.width()
@@ -503,8 +520,6 @@ G_SAVED_KERNEL = _row.word()
 G_KEPT = _row.word()
 """What a read-modify-write read."""
 G_SWITCH_AT = _row.word()
-G_SWITCH_FROM = _row.word()
-"""When the current thread came on."""
 G_ACCESSES = _row.word()
 G_PMIS = _row.word()
 G_SWITCHES = _row.word()

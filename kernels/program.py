@@ -77,6 +77,7 @@ __all__ = [
     "program_cycles_until",
     "program_function",
     "program_function_cycles",
+    "program_function_events",
     "program_ip",
     "program_seek",
     "program_start",
@@ -372,3 +373,59 @@ def _function_cycles_in_body(s: Arena, prog: U64, phase: U64, function: U64, seg
             cycles += s[segment + SEG_CYCLES]
         segment += SEGMENT_STRIDE
     return cycles
+
+
+@kernel
+def program_function_events(s: Arena, prog: U64, cur: U64, kind: U64, out: Arena, work: Arena) -> None:
+    """Fill in the events of a kind that each function retired itself, from the start up to the cursor.
+
+    Each phase's part is rounded down, a function's by itself: together they miss at most an event for each
+    function, phase and finished repetition against `program_count`. ``KIND_CYCLES`` is for
+    `program_function_cycles`.
+
+    Parameters
+    ----------
+    s : uint64[n]
+        The arena.
+    prog, cur : uint64
+        Offsets of the program and of the cursor.
+    kind : uint64
+        An event kind that programs carry.
+    out : uint64[functions], events
+    work : uint64[functions]
+        Scratch.
+    """
+    for function in range(len(out)):
+        out[function] = U0
+        work[function] = U0
+    phase = prog + s[prog + PROG_PHASES_AT]
+    for index in range(s[prog + PROG_PHASES]):
+        iterations = s[phase + PH_ITERATIONS]
+        _add_events_of_body(s, prog, phase, kind, s[phase + PH_SEGMENTS], iterations, work)
+        if U64(index) < s[cur + CUR_PHASE]:
+            _add_events_of_body(s, prog, phase, kind, s[phase + PH_SEGMENTS], iterations, out)
+        elif U64(index) == s[cur + CUR_PHASE]:
+            done = s[cur + CUR_ITERATION]
+            _add_events_of_body(s, prog, phase, kind, s[phase + PH_SEGMENTS], done, out)
+            _add_events_of_body(s, prog, phase, kind, s[cur + CUR_SEGMENT], U1, out)
+            curve = prog + s[phase + PH_KINDS + kind * KIND_STRIDE + KIND_CURVE_AT]
+            rate = s[curve + s[cur + CUR_SEGMENT] * CURVE_STRIDE + U1]
+            out[program_function(s, prog, cur)] += (s[cur + CUR_OFFSET] * rate) >> RATE_EXTRA_SHIFT
+        phase += PHASE_STRIDE
+    for function in range(len(out)):
+        full = s[cur + CUR_REPETITION] * (work[function] >> BASE_SHIFT)
+        part = (s[cur + CUR_REPETITION] * (work[function] & ((U1 << BASE_SHIFT) - U1))) >> BASE_SHIFT
+        out[function] = full + part + (out[function] >> BASE_SHIFT)
+
+
+@kernel
+def _add_events_of_body(
+    s: Arena, prog: U64, phase: U64, kind: U64, segments: U64, times: U64, out: Arena
+) -> None:
+    """Add the events of the first segments of a phase's body, so many times, by function."""
+    curve = prog + s[phase + PH_KINDS + kind * KIND_STRIDE + KIND_CURVE_AT]
+    segment = prog + s[phase + PH_SEGMENTS_AT]
+    for _ in range(segments):
+        out[s[segment + SEG_FUNCTION]] += times * (s[curve + CURVE_STRIDE] - s[curve])
+        segment += SEGMENT_STRIDE
+        curve += CURVE_STRIDE

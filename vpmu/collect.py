@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vpmu.kernels import columns as col
-from vpmu.kernels.boot import function_cycles, times_of_event
+from vpmu.kernels.boot import due_of_event, function_cycles, times_of_event
 from vpmu.kernels.host.clock import CAUSE_NAMES
 from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE
 from vpmu.kernels.integers import NEVER
@@ -24,6 +24,7 @@ from vpmu.results import (
     FunctionRow,
     IntervalRow,
     ProfileRow,
+    SampledEventRow,
     StoodStillRow,
     ThreadRow,
 )
@@ -284,6 +285,39 @@ class Collector:
             samples=sum(self.word(at, col.E_SAMPLES) for at in events),
             throttled=sum(self.word(at, col.E_THROTTLES) for at in events),
             functions=sorted(functions, key=lambda row: (-row.truth_cycles, row.name)),
+            events=[
+                self.sampled_event(vcpu, session, name, at)
+                for name, at in zip(session.events, events, strict=True)
+            ],
+        )
+
+    def sampled_event(self, vcpu: VcpuEntry, session: SessionEntry, name: str, at: int) -> SampledEventRow:
+        """Return what an event of a ``perf record`` session had to see, and what became of it."""
+        out = np.zeros(5, dtype=np.uint64)
+        due_of_event(self.s, U64(vcpu.guest), U64(at), out)
+        counting, throttled, waiting, counted, stood = (int(part) for part in out)
+        had_to_count = self.word(at, col.E_TRUTH) + counted + stood
+        count = self.word(at, col.E_COUNT) + counted
+        sampled, merged = self.word(at, col.E_SAMPLED), _signed(self.word(at, col.E_MERGED))
+        due = counting + throttled + waiting
+        period = self.word(at, col.E_PERIOD)
+        if frequency := self.word(at, col.E_FREQUENCY):
+            wanted = self.times(vcpu, session, at)[0] * frequency
+            period = due * 1_000_000_000 // wanted if wanted else 0
+        return SampledEventRow(
+            event=name,
+            due=due,
+            throttled=throttled,
+            waiting=waiting,
+            masked=counting - had_to_count,
+            stalled=had_to_count - count,
+            sampled=sampled,
+            merged=merged,
+            rest=count - sampled - merged,
+            period=period,
+            samples=self.word(at, col.E_SAMPLES),
+            skid=self.word(at, col.E_SKID),
+            skid_max=self.word(at, col.E_SKID_MAX),
         )
 
     def _truth_cycles(self, vcpu: VcpuEntry, session: SessionEntry) -> dict[int, tuple[str, int]]:
@@ -354,6 +388,11 @@ def _events(session: SessionEntry) -> range:
     """Return the offsets of a session's event rows."""
     end = session.first_event + len(session.events) * col.EVENT_COLUMNS
     return range(session.first_event, end, col.EVENT_COLUMNS)
+
+
+def _signed(word: int) -> int:
+    """Return a word as the signed number that it is."""
+    return word - (1 << 64) if word >> 63 else word
 
 
 def _quantile(buckets: Arena, rank: int) -> int:

@@ -177,6 +177,10 @@ async def _run_design(
             await _advance(machine, sink, name, progress)
         result = collect(machine, sink.samples)
         result.frames = frames
+        if options.out is not None:
+            from vpmu.retired import write_truth
+
+            write_truth(machine, options.out / name)
         sink.complete(result)
         complete = True
     finally:

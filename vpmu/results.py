@@ -96,6 +96,57 @@ class FunctionRow(Struct, kw_only=True):
     truth_cycles: int
 
 
+class SampledEventRow(Struct, kw_only=True):
+    """One event of a ``record`` session: what it had to see, and what became of it, in events.
+
+    Whatever retired at its privilege levels while its session was on and its thread ran is `due`, and that is
+    ``throttled + waiting + masked + stalled + sampled + merged + rest`` to the event.
+
+    Attributes
+    ----------
+    due : int
+        All of it, by the account of the truth.
+    throttled : int
+        perf had stopped the event until the next tick.
+    waiting : int
+        It had no counter of the guest's: others had their turn, or it had failed.
+    masked : int
+        It had one, but perf held the PMU off (GLOBAL_CTRL or the selector), as in its handlers.
+    stalled : int
+        The counter was on for the guest and did not count: no hardware stood behind it.
+    sampled : int
+        Sum of the samples' periods.
+    merged : int
+        Of periods that ended without a sample of their own, one PMI standing for several.
+    rest : int
+        Counted since the last sample, or dropped when frequency mode began a period anew.
+    period : int
+        Events that a sample was to stand for; in frequency mode those that give the frequency asked for over
+        its enabled time.
+    samples, skid, skid_max : int
+        Samples; events from the period's end to the handler's look at the counter, their sum and the most.
+    """
+
+    event: str
+    due: int
+    throttled: int
+    waiting: int
+    masked: int
+    stalled: int
+    sampled: int
+    merged: int
+    rest: int
+    period: int
+    samples: int
+    skid: int
+    skid_max: int
+
+    def lost_samples(self) -> dict[str, float]:
+        """Return how many samples each cause has cost: its events over `period`."""
+        causes = ("stalled", "throttled", "merged", "masked", "waiting")
+        return {cause: getattr(self, cause) / self.period if self.period else 0.0 for cause in causes}
+
+
 class ProfileRow(Struct, kw_only=True):
     """One ``record`` session."""
 
@@ -106,6 +157,7 @@ class ProfileRow(Struct, kw_only=True):
     lost: int = 0
     throttled: int = 0
     functions: list[FunctionRow] = field(default_factory=list)
+    events: list[SampledEventRow] = field(default_factory=list)
 
 
 class StoodStillRow(Struct, kw_only=True):
@@ -309,6 +361,7 @@ _ROW_KEYS: Final = {
     "stood_still": ("vm", "vcpu", "pmc"),
     "functions": ("name",),
     "intervals": ("at_ns",),
+    "events": ("event",),
 }
 
 
@@ -343,7 +396,7 @@ def _row_figures(
 
 
 def _record_files(directory: Path) -> Iterator[Path]:
-    for name in FILES.values():
+    for name in (*FILES.values(), "truth"):
         yield from directory.glob(f"*/{name}.parquet")
 
 

@@ -37,7 +37,6 @@ from vpmu.kernels.columns import (
     G_SLICE_AT,
     G_STREAM_OPEN,
     G_SWITCH_AT,
-    G_SWITCH_FROM,
     G_SWITCHES,
     G_TICK_AT,
     G_TICK_FROM,
@@ -55,6 +54,7 @@ from vpmu.kernels.columns import (
     TH_SWITCHES,
     U_MUX_AT,
 )
+from vpmu.kernels.guest.due import due_pause
 from vpmu.kernels.guest.sessions import CALL_INTERVAL, event_times, session_step
 from vpmu.kernels.guest.threads import pick_next, scheduler_tick, update_current, wake_due
 from vpmu.kernels.guest.truth import truth_pause, truth_resume
@@ -70,7 +70,7 @@ from vpmu.kernels.log import (
     log_record,
     mix,
 )
-from vpmu.kernels.perf.context import context_time, rotate, task_in, task_out
+from vpmu.kernels.perf.context import rotate, task_in, task_out
 from vpmu.kernels.perf.interrupt import CALL_PMI_DONE, pmi_begin, pmi_end, tick_begin
 from vpmu.kernels.perf.period import sample_took
 from vpmu.kernels.perf.queue import OP_CALL, OP_KERNEL, emit
@@ -178,6 +178,7 @@ def switch_begin(s: Arena, g: np.uint64, now: np.uint64) -> None:
         return
     s[g + G_NEXT] = following
     s[g + G_SWITCH_AT] = now
+    due_pause(s, g)
     task_out(s, g + G_CPU_HW, now)
     emit(s, g + G_QUEUE, OP_CALL, CALL_SWITCHED_OUT, U0)
 
@@ -194,7 +195,6 @@ def _switched_out(s: Arena, g: np.uint64, now: np.uint64) -> None:
     thread = s[g + G_CURRENT]
     if _has_events(s, thread):
         record_action(s, ACTION_SCHED_OUT, now - s[g + G_SWITCH_AT])
-        context_time(s, s[thread + TH_CONTEXT], now - s[g + G_SWITCH_FROM])
     emit(s, g + G_QUEUE, OP_KERNEL, U0, s[g + G_COST_SWITCH])
     emit(s, g + G_QUEUE, OP_CALL, CALL_SWITCHED_IN, U0)
 
@@ -208,12 +208,12 @@ def _switched_in(s: Arena, log: Arena, g: np.uint64, now: np.uint64, done: bool)
     update_current(s, g, now)
     thread = s[g + G_NEXT]
     truth_pause(s, g)
+    due_pause(s, g)
     s[g + G_CURRENT] = thread
     truth_resume(s, g)
     s[g + G_SWITCHES] += U1
     s[g + G_SLICE_AT] = now
     s[g + G_SWITCH_AT] = now
-    s[g + G_SWITCH_FROM] = now
     identity = U0
     if thread != U0:
         s[thread + TH_SWITCHES] += U1

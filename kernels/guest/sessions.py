@@ -3,6 +3,7 @@
 import numpy as np
 
 from vpmu.kernels.columns import (
+    C_STAMP,
     E_ENABLED_NS,
     E_FLAGS,
     E_RUNNING_NS,
@@ -19,7 +20,6 @@ from vpmu.kernels.columns import (
     G_INTERVAL_SESSION,
     G_NR_SESSIONS,
     G_SESSIONS,
-    G_SWITCH_FROM,
     S_CONTEXT,
     S_FIRST,
     S_INTERVAL_NS,
@@ -32,7 +32,9 @@ from vpmu.kernels.columns import (
     S_THREAD,
     SESSION_COLUMNS,
     U_QUEUE,
+    U_TASK_CONTEXT,
 )
+from vpmu.kernels.guest.due import due_begin, due_close
 from vpmu.kernels.integers import NEVER, U0, U1
 from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.perf.context import all_in, context_add, context_remove, event_init, event_out, reschedule
@@ -97,6 +99,7 @@ def session_step(s: Arena, g: np.uint64, now: np.uint64) -> None:
 def _start(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
     """Open a session's events and enable them (perf_event_open(), perf_install_in_context())."""
     s[session + S_STATE] = SESSION_RUNNING
+    s[session + S_START_AT] = now
     live = _is_live(s, g, session)
     if s[session + S_INTERVAL_NS] != U0:
         s[session + S_NEXT_AT] = now + s[session + S_INTERVAL_NS]
@@ -104,12 +107,13 @@ def _start(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> None:
     pinned = False
     for _ in range(s[session + S_NR_EVENTS]):
         event_init(s, e)
+        due_begin(s, e)
         context_add(s, s[session + S_CONTEXT], e)
         pinned = pinned or s[e + E_FLAGS] & FLAG_PINNED != U0
         s[e + E_STAMP] = now
         if live and s[session + S_THREAD] != U0:
             # The thread's turn, which is added when it ends, began before the session.
-            s[e + E_ENABLED_NS] -= now - s[g + G_SWITCH_FROM]
+            s[e + E_ENABLED_NS] -= now - s[s[session + S_CONTEXT] + C_STAMP]
         e += _EVENT
     if live:
         reschedule(s, g + G_CPU_HW, s[session + S_CONTEXT], pinned, now)
@@ -144,8 +148,8 @@ def event_times(
     if thread == U0:
         return now - s[session + S_START_AT], running
     enabled = s[e + E_ENABLED_NS]
-    if thread == s[g + G_CURRENT]:
-        enabled += now - s[g + G_SWITCH_FROM]
+    if s[g + G_CPU_HW + U_TASK_CONTEXT] == s[session + S_CONTEXT]:
+        enabled += now - s[s[session + S_CONTEXT] + C_STAMP]
     return enabled, running
 
 
@@ -165,6 +169,7 @@ def session_stop(s: Arena, g: np.uint64, session: np.uint64, now: np.uint64) -> 
         if s[e + E_STATE] == EVENT_ACTIVE:
             event_out(s, u, c, e, now)
         context_remove(s, c, e)
+        due_close(s, g, e)
         s[e + E_STATE] = EVENT_OFF
         e += _EVENT
     if live:

@@ -50,7 +50,8 @@ from vpmu.kernels.guest.driver import (
     take_sample,
     timer_interrupt,
 )
-from vpmu.kernels.guest.notes import note_throttle, note_throttles, work_ends
+from vpmu.kernels.guest.due import follow_event, follow_events
+from vpmu.kernels.guest.notes import work_ends
 from vpmu.kernels.guest.sessions import close_session
 from vpmu.kernels.guest.threads import THREAD_REPLAY
 from vpmu.kernels.guest.truth import (
@@ -225,17 +226,17 @@ def _inline(
     """Carry out a micro-operation that is no access."""
     if code == OP_CALL:
         call(s, log, g, argument, value, now)
-        note_throttles(s, log, g, now)
+        follow_events(s, log, g, now)
     elif code == OP_KERNEL:
         s[g + G_IN_KERNEL] = kernel_cycles(s, g, value)
     elif code == OP_OVERFLOW:
         sample = overflow_step(s, g + G_CPU_HW, value, now)
-        note_throttle(s, log, g, value, now)
+        follow_event(s, log, g, value, now)
         if sample:
             take_sample(s, log, g, value, now)
     else:
         adjust_step(s, g + G_CPU_HW, argument, value)
-        note_throttles(s, log, g, now)
+        follow_events(s, log, g, now)
 
 
 @kernel

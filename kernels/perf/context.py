@@ -7,6 +7,7 @@ from vpmu.kernels.columns import (
     C_EVENTS,
     C_NR_ACTIVE,
     C_NR_FREQUENCY,
+    C_STAMP,
     E_ENABLED_NS,
     E_FLAGS,
     E_FREQUENCY,
@@ -127,10 +128,9 @@ def account_time(s: Arena, e: np.uint64, now: np.uint64) -> None:
 
 
 @kernel
-def context_time(s: Arena, c: np.uint64, span_ns: np.uint64) -> None:
-    """Add a span in which a context was on the CPU to the enabled time of its enabled events."""
-    if c == U0:
-        return
+def _context_time(s: Arena, c: np.uint64, now: np.uint64) -> None:
+    """Add the time since a context came on to the enabled time of its enabled events."""
+    span_ns = now - s[c + C_STAMP]
     for i in range(s[c + C_COUNT]):
         e = s[c + C_EVENTS + U64(i)]
         if s[e + E_STATE] == EVENT_ACTIVE or s[e + E_STATE] == EVENT_INACTIVE:
@@ -180,7 +180,10 @@ def reschedule(s: Arena, u: np.uint64, c: np.uint64, pinned: bool, now: np.uint6
 def task_in(s: Arena, u: np.uint64, c: np.uint64, now: np.uint64) -> None:
     """Switch to a task with events (perf_event_context_sched_in())."""
     s[u + U_TASK_CONTEXT] = c
-    if c == U0 or s[c + C_COUNT] == U0:
+    if c == U0:
+        return
+    s[c + C_STAMP] = now
+    if s[c + C_COUNT] == U0:
         return
     pmu_disable(s, u)
     if _has_pinned(s, c):
@@ -204,6 +207,7 @@ def task_out(s: Arena, u: np.uint64, now: np.uint64) -> None:
     c = s[u + U_TASK_CONTEXT]
     if c != U0 and s[c + C_COUNT] != U0:
         pmu_disable(s, u)
+        _context_time(s, c, now)
         context_out(s, u, c, BOTH, now)
         pmu_enable(s, u)
     s[u + U_TASK_CONTEXT] = U0

@@ -6,7 +6,6 @@ from vpmu.kernels.columns import (
     C_NR_FREQUENCY,
     E_FLAGS,
     E_INTERRUPTS,
-    E_LEFT,
     E_OWNER,
     E_RELOAD,
     E_RUNNING,
@@ -33,7 +32,7 @@ from vpmu.kernels.columns import (
 from vpmu.kernels.integers import U0, U1, lowest_bit
 from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.msr import FIXED_CTR_CTRL, GLOBAL_CTRL, GLOBAL_OVF_CTRL, GLOBAL_STATUS, LVT_NMI, LVTPC
-from vpmu.kernels.perf.period import THROTTLED, adjust_at_tick, event_update, overflow, set_period
+from vpmu.kernels.perf.period import THROTTLED, adjust_at_tick, begin_anew, event_update, overflow, set_period
 from vpmu.kernels.perf.queue import (
     OP_ADJUST,
     OP_CALL,
@@ -188,7 +187,7 @@ def overflow_step(s: Arena, u: np.uint64, e: np.uint64, now: np.uint64) -> bool:
         s[u + U_OVERFLOWED] |= U1 << s[e + E_OWNER]
     if restart:
         event_stop(s, u, e, True)
-        s[e + E_LEFT] = U0
+        begin_anew(s, e)
         event_start(s, u, e, True)
     if throttle:
         event_stop(s, u, e, False)

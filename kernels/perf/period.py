@@ -12,11 +12,16 @@ from vpmu.kernels.columns import (
     E_INTERRUPTS,
     E_INTERRUPTS_SEQ,
     E_LAST_PERIOD,
+    E_LATE,
     E_LEFT,
+    E_MERGED,
     E_PERIOD,
     E_PREVIOUS,
     E_RELOAD,
+    E_SAMPLED,
     E_SAMPLES,
+    E_SKID,
+    E_SKID_MAX,
     E_THROTTLES,
     FLAG_FREQUENCY,
     FLAG_SAMPLING,
@@ -92,13 +97,18 @@ def set_period(s: Arena, u: np.uint64, e: np.uint64) -> np.uint64:
     left = np.int64(s[e + E_LEFT])
     period = np.int64(s[e + E_PERIOD])
     expired = U0
+    late = U64(-left)
     if left <= -period:
+        s[e + E_MERGED] += late
         left = period
         expired = U1
     elif left <= _I0:
         left += period
         expired = U1
     if expired != U0:
+        s[e + E_LATE] = late
+        # Until overflow() has taken the sample: it does not, if no PMI handler finds the period ended.
+        s[e + E_MERGED] += s[e + E_PERIOD]
         s[e + E_LEFT] = U64(left)
         s[e + E_LAST_PERIOD] = s[e + E_PERIOD]
     s[e + E_EXPIRED] = expired
@@ -143,6 +153,14 @@ def adjust_period(s: Arena, e: np.uint64, span_ns: np.uint64, count: np.uint64) 
     period = max(period + step, _I1)
     s[e + E_PERIOD] = U64(period)
     return bool(np.int64(s[e + E_LEFT]) > _EIGHT * period)
+
+
+@kernel
+def begin_anew(s: Arena, e: np.uint64) -> None:
+    """Let a period that has become much too short for what is left begin anew at the next start."""
+    s[e + E_LEFT] = U0
+    # set_period() takes it for ended, which it is not.
+    s[e + E_MERGED] -= s[e + E_PERIOD]
 
 
 @kernel
@@ -192,6 +210,10 @@ def overflow(s: Arena, u: np.uint64, e: np.uint64, now: np.uint64) -> tuple[bool
         if span > U0 and span < U2 * s[u + U_TICK_NS]:
             restart = adjust_period(s, e, span, s[e + E_LAST_PERIOD])
     s[e + E_SAMPLES] += U1
+    s[e + E_SAMPLED] += s[e + E_LAST_PERIOD]
+    s[e + E_MERGED] -= s[e + E_LAST_PERIOD]
+    s[e + E_SKID] += s[e + E_LATE]
+    s[e + E_SKID_MAX] = max(s[e + E_SKID_MAX], s[e + E_LATE])
     return flags & FLAG_WATCHDOG == U0, throttle, restart
 
 
@@ -203,7 +225,7 @@ def adjust_at_tick(s: Arena, u: np.uint64, e: np.uint64) -> None:
     s[e + E_RELOAD] = U0
     if delta > U0:
         if adjust_period(s, e, s[u + U_TICK_NS], delta):
-            s[e + E_LEFT] = U0
+            begin_anew(s, e)
         s[e + E_RELOAD] = U1
 
 

@@ -47,7 +47,8 @@ def write_modules(folder: Path) -> None:
 def run_caller(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run caller.py in a new process whose caches lie under the folder."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    variables = kept | {"XDG_CACHE_HOME": str(folder / "cache")} | environment
+    # A .pyc is taken for that of a source of the same length changed within the same second.
+    variables = kept | {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"} | environment
     command = [sys.executable, "caller.py"]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=True)
 
