@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from vpmu.actors.fleet import Fleet
 from vpmu.actors.machine import Machine
 from vpmu.kernels.advance import advance
 from vpmu.kernels.columns import P_NOW, R_LOG_COUNT
@@ -30,12 +31,17 @@ def steps(machine: Machine, until_ns: int | None = None) -> Iterator[Arena]:
 
     The caller gets its turn about every tenth of a second and may stop for good at any yield.
     """
-    until = np.uint64(machine.until_ns if until_ns is None else until_ns)
+    end = machine.until_ns if until_ns is None else until_ns
+    fleet = Fleet(machine)
     while True:
-        stop = advance(machine.arena, machine.log, until, U64(STEPS))
+        window = min(end, fleet.next_ns)
+        stop = advance(machine.arena, machine.log, np.uint64(window), U64(STEPS))
         yield drain_log(machine)
         if stop == STOP_WINDOW:
-            return
+            if window == end:
+                return
+            fleet.turn(window)
+            continue
         assert stop == STOP_LOG or machine.arena[R_LOG_COUNT] == 0
 
 

@@ -70,6 +70,46 @@ class HostEntry:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class MoveEntry:
+    """A VM leaves its host: when, its vCPUs, and where they go.
+
+    Attributes
+    ----------
+    at_ns, downtime_ns : int
+        When it is asked to stop, and how much later it goes on at the earliest.
+    vcpus : tuple of int
+        Their numbers in the run.
+    host : int
+        Index of the host that it goes to, -1 if it leaves for good.
+    pcpus : tuple of int
+        Numbers of the physical CPUs whose run queues its vCPUs are put on.
+    pinned, masked : int
+        1 if they stay there; what a PMI sets in their LVTPC.
+    parameters : tuple of int
+        Of the new host's design.
+    """
+
+    at_ns: int
+    downtime_ns: int
+    vcpus: tuple[int, ...]
+    host: int = -1
+    pcpus: tuple[int, ...] = ()
+    pinned: int = 0
+    masked: int = 0
+    parameters: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RebootEntry:
+    """A host, by its index, is empty at a time and comes up after a duration with a design, by its number."""
+
+    at_ns: int
+    duration_ns: int
+    host: int
+    design: int
+
+
 @dataclass(slots=True)
 class Region:
     """A table in the arena: ``rows`` rows of ``columns`` words from ``base`` on."""
@@ -102,6 +142,8 @@ class Machine:
         The tables by name.
     functions : dict
         Function names of each program, by program name.
+    moves, reboots : list
+        What happens to the fleet, in the order of time.
     """
 
     design: str
@@ -113,6 +155,8 @@ class Machine:
     vcpus: list[VcpuEntry] = field(default_factory=list)
     regions: dict[str, Region] = field(default_factory=dict)
     functions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    moves: list[MoveEntry] = field(default_factory=list)
+    reboots: list[RebootEntry] = field(default_factory=list)
 
     def table(self, name: str) -> Arena:
         """Return a table as uint64[rows, columns], a view of the arena."""

@@ -57,9 +57,6 @@ R_STATS = _row.word()
 R_LOG_COUNT = _row.word()
 """Records in the log since it was last drained."""
 R_LOG_CAPACITY = _row.word()
-R_DESIGN = _row.word()
-R_INTERCEPTS = _row.word()
-"""1 if guest accesses exit to the host, 0 on bare hardware."""
 R_HOSTS = _row.word()
 """Offset and number of host rows."""
 R_NR_HOSTS = _row.word()
@@ -321,6 +318,10 @@ P_HOST_PROGRAM = _row.word()
 """What host kernel code retires."""
 P_HOST_CURSOR = _row.words(8)
 P_CPU_CONTEXT = _row.word()
+P_DESIGN = _row.word()
+"""Number of the host's design."""
+P_INTERCEPTS = _row.word()
+"""1 if guest accesses exit to the host, 0 on bare hardware."""
 P_TRAVELS = _row.words(0)
 """From here to P_TRAVELS_END a call to host perf carries the words there and back."""
 P_NOW = _row.word()
@@ -455,6 +456,16 @@ V_PRIVATE = _row.words(16)
 """Free for designs."""
 V_DONE = _row.word()
 V_EXITS = _row.word()
+V_MOVE = _row.word()
+"""Whether it leaves its host or comes to one: one of the MOVE_ constants (kernels/host/move.py)."""
+V_LEFT_AT = _row.word()
+"""When it left its last host."""
+V_MSRS = _row.words(SLOTS + 11)
+"""Its PMU on the way: counters, selectors, FIXED_CTR_CTRL, GLOBAL_CTRL, GLOBAL_STATUS."""
+V_LOST_PMIS = _row.word()
+"""PMIs that migrations have lost."""
+V_MIGRATED = _row.word()
+"""Hosts that it has come to."""
 V_MIGRATIONS = _row.word()
 VCPU_COLUMNS: Final = _row.width()
 

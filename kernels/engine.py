@@ -30,6 +30,7 @@ from vpmu.kernels.columns import (
     P_HOST,
     P_ID,
     P_IDLE,
+    P_INTERCEPTS,
     P_IRQ_AT,
     P_LIMIT,
     P_NOW,
@@ -47,7 +48,6 @@ from vpmu.kernels.columns import (
     P_TIMER_AT,
     P_TOOLS,
     P_WAKE_AT,
-    R_INTERCEPTS,
     R_LOG_CAPACITY,
     R_LOG_COUNT,
     R_STEPS,
@@ -67,6 +67,7 @@ from vpmu.kernels.columns import (
     V_HW_SLOT,
     V_ID,
     V_INJECT,
+    V_MOVE,
     V_NR_EVENTS,
     V_OUTCOME,
     V_REASON,
@@ -126,6 +127,7 @@ from vpmu.kernels.host.clock import (
     spend,
     wake_clock,
 )
+from vpmu.kernels.host.move import move_step
 from vpmu.kernels.host.perf import (
     CALL_CREATE,
     CALL_NONE,
@@ -143,8 +145,10 @@ from vpmu.kernels.host.perf import (
 from vpmu.kernels.host.scheduler import (
     VCPU_BLOCKED,
     VCPU_DONE,
+    VCPU_GONE,
     VCPU_HALTED,
     VCPU_READY,
+    dequeue,
     pick,
     scheduler_tick,
     switch_in,
@@ -458,7 +462,7 @@ def _host_pmi(s: Arena, p: np.uint64, v: np.uint64) -> None:
     s[p + HW_PMI] = U0
     s[p + P_PMIS] += U1
     now = s[p + P_NOW]
-    if s[R_INTERCEPTS] == U0:
+    if s[p + P_INTERCEPTS] == U0:
         deliver_pmi(s, v, p, U0, U0, now)
         return
     ns = pcpu_cost(s, p, COST_NMI)
@@ -503,6 +507,9 @@ def _host_turn(s: Arena, p: np.uint64) -> None:
     elif s[p + P_WAKE_AT] <= now:
         spend(s, p, CAUSE_SWITCH, pcpu_cost(s, p, COST_HALT_WAKE))
         wake_due(s, p)
+    elif s[v + V_MOVE] != U0:
+        if move_step(s, p, v):
+            _begin_out(s, p, v, VCPU_GONE)
     elif s[v + V_DONE] != U0:
         _begin_out(s, p, v, VCPU_DONE)
     elif s[p + P_RESCHED] != U0 or min(s[p + P_TIMER_AT], s[p + P_CPU_HW + U_MUX_AT]) <= now:
@@ -544,6 +551,12 @@ def _leave(s: Arena, p: np.uint64, v: np.uint64) -> None:
     spend(s, p, CAUSE_EXITS, ns)
     s[p + P_EXITS] += U1
     s[p + P_STATE] = STATE_HOST
+
+
+@kernel
+def leave_guest(s: Arena, p: np.uint64, v: np.uint64) -> None:
+    """Kick a vCPU out of its guest."""
+    _leave(s, p, v)
 
 
 @kernel
@@ -707,6 +720,8 @@ def _out_turn(s: Arena, log: Arena, p: np.uint64) -> np.uint64:
     v = s[p + P_CURRENT]
     _note_switch(s, log, p, v, U0)
     switch_out(s, p, s[p + P_OUT_STATE])
+    if s[p + P_OUT_STATE] == VCPU_GONE:
+        dequeue(s, p, v)
     s[p + P_STATE] = STATE_PICK
     if s[p + P_REMOTE_GUEST] != GUEST_TRAVELS:
         return STOP_NONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
@@ -14,13 +15,16 @@ from vpmu.actors.machine import (
     HostEntry,
     Layout,
     Machine,
+    MoveEntry,
     PcpuEntry,
+    RebootEntry,
     Region,
     SessionEntry,
     ThreadEntry,
     VcpuEntry,
     empty_log,
 )
+from vpmu.errors import UserError
 from vpmu.kernels import columns as col
 from vpmu.kernels.boot import boot_guest, boot_pcpu, boot_timers, place_vcpu
 from vpmu.kernels.costs import COST_NAMES, constant_costs, encode_costs
@@ -50,6 +54,7 @@ from vpmu.kernels.stats import ACTION_COLUMNS, ACTION_NAMES
 from vpmu.profile import Profile, load_profile
 from vpmu.program import Program
 from vpmu.scenario.events import event_groups
+from vpmu.scenario.fleet import Move, Reboot, moves, reboots
 
 if TYPE_CHECKING:
     from vpmu.kernels.events import EventSpec
@@ -124,7 +129,8 @@ class Builder:
     def __init__(self, scenario: Scenario, design: str, programs: dict[str, Program]) -> None:
         self.scenario = scenario
         self.design = design
-        self.module = load_design(design)
+        self.designs = [host.design or design for host in scenario.hosts]
+        self.modules = [load_design(name) for name in self.designs]
         self.programs = programs
         self.profiles: dict[str, Profile] = {
             host.profile: load_profile(host.profile) for host in scenario.hosts
@@ -133,10 +139,9 @@ class Builder:
         self.placed = [placed for vm in scenario.vms for placed in self._place(vm)]
         self.derived = derived_configs(self._configs())
 
-    @property
-    def native(self) -> bool:
-        """Whether guests are the host's own system."""
-        return not self.module.INTERCEPTS
+    def _native(self, host: int) -> bool:
+        """Return whether a host's guests are its own system."""
+        return not self.modules[host].INTERCEPTS
 
     def _place(self, vm: Vm) -> list[_Placed]:
         host = [host.name for host in self.scenario.hosts].index(vm.host)
@@ -171,7 +176,7 @@ class Builder:
 
     def _tools(self, host: int) -> list[tuple[Tool, int, int | None]]:
         """Return (tool, CPU, index of its vCPU or None) for every tool instance of a host."""
-        if self.native:
+        if self._native(host):
             return []
         name = self.scenario.hosts[host].name
         cpus = self.scenario.hosts[host].cpus
@@ -233,6 +238,7 @@ class Builder:
             self._fill_vcpu(index, placed)
         self._fill_tools()
         self._start()
+        self._add_events()
         self.machine.functions = {
             name: tuple(function.name for function in program.functions)
             for name, program in self.programs.items()
@@ -259,15 +265,15 @@ class Builder:
 
     def _nr_gp(self, placed: _Placed) -> int:
         """Return how many general-purpose counters a vCPU has; on bare hardware it has the host's."""
-        return self.scenario.hosts[placed.host].gp_counters if self.native else _NR_GP
+        return self.scenario.hosts[placed.host].gp_counters if self._native(placed.host) else _NR_GP
 
     def _has_watchdog(self, placed: _Placed) -> bool:
         """Return whether the system in a vCPU has an NMI watchdog; on bare hardware it is the host's."""
-        return self.scenario.hosts[placed.host].watchdog if self.native else placed.vm.watchdog
+        return self.scenario.hosts[placed.host].watchdog if self._native(placed.host) else placed.vm.watchdog
 
     def _own_tools(self, placed: _Placed) -> list[Tool]:
         """Return the host tools that run in the system itself, on bare hardware, on the CPU of this vCPU."""
-        if not self.native:
+        if not self._native(placed.host):
             return []
         host = self.scenario.hosts[placed.host].name
         tools = [tool for tool in self.scenario.tools if tool.host == host]
@@ -313,8 +319,6 @@ class Builder:
             R_KINDS=self.kinds.base,
             R_STATS=self.stats.base,
             R_LOG_CAPACITY=self.machine.log.size // RECORD_WORDS,
-            R_DESIGN=design_names().index(self.design),
-            R_INTERCEPTS=int(self.module.INTERCEPTS),
             R_HOSTS=self.host_rows.base,
             R_NR_HOSTS=len(self.scenario.hosts),
         )
@@ -331,7 +335,7 @@ class Builder:
             H_PCPUS=first,
             H_NR_PCPUS=host.cpus,
             H_POSSIBLE=host.possible_cpus,
-            H_HELD=int(host.watchdog and not self.native),
+            H_HELD=int(host.watchdog and not self._native(index)),
             H_BALANCE_NS=host.balance_ns,
             H_BALANCE_AT=host.balance_ns,
             H_FLOATING=floating,
@@ -367,13 +371,15 @@ class Builder:
             P_TSC_RATE=self._rate(profile.cpu.tsc_khz),
             P_BUS_RATE=self._rate(_BUS_KHZ),
             P_HOST_PROGRAM=self.program_regions[KERNEL].base,
+            P_DESIGN=design_names().index(self.designs[index]),
+            P_INTERCEPTS=int(self.modules[index].INTERCEPTS),
             HW_NR_GP=nr_gp,
             HW_NR_FIXED=profile.cpu.fixed_counters,
             HW_MASK=(1 << profile.cpu.counter_width) - 1,
         )
         boot_pcpu(self.s, U64(p))
         self._set(p, HW_MASKED=_masked(host))
-        self.s[p + int(col.HW_LVTPC)] = LVT_MASKED if self.native else 0x400
+        self.s[p + int(col.HW_LVTPC)] = LVT_MASKED if self._native(index) else 0x400
         u = p + int(col.P_CPU_HW)
         context = self._take(self.context_rows)
         self._fill_cpu_hw(
@@ -447,13 +453,22 @@ class Builder:
         for slot in range(col.SLOTS):
             self.s[v + int(col.V_HW_SLOT) + slot] = col.NO_SLOT
             self.s[v + int(col.V_STILL_AT) + slot] = _NEVER
-        defaults = getattr(self.module, "PARAMETERS", {})
-        for number, (name, default) in enumerate(defaults.items()):
-            self.s[v + int(col.V_PARAMETER) + number] = host.parameters.get(name, default)
+        for number, value in enumerate(self._parameters(placed.host)):
+            self.s[v + int(col.V_PARAMETER) + number] = value
         threads, sessions = self._fill_guest(index, placed, host, v, g)
         self.machine.vcpus.append(
             VcpuEntry(index, placed.vm_name, placed.vcpu, placed.host, v, g, tuple(threads), tuple(sessions))
         )
+
+    def _parameters(self, host: int) -> list[int]:
+        """Return the parameters of a host's design, in its order."""
+        return self._parameters_of(host, self.designs[host])
+
+    def _parameters_of(self, host: int, design: str) -> list[int]:
+        """Return the parameters of a design on a host."""
+        defaults: dict[str, int] = getattr(load_design(design), "PARAMETERS", {})
+        chosen = self.scenario.hosts[host].parameters
+        return [chosen.get(name, default) for name, default in defaults.items()]
 
     def _fill_guest(
         self, index: int, placed: _Placed, host: Host, v: int, g: int
@@ -482,7 +497,7 @@ class Builder:
             G_BUS_RATE=self._rate(_BUS_KHZ),
             G_LOG=1,
             G_MASK=(1 << 48) - 1,
-            G_FULL_WIDTH=int(self.native),
+            G_FULL_WIDTH=int(self._native(placed.host)),
             G_NR_THREADS=len(placed.threads),
             G_NR_SESSIONS=self._nr_sessions(placed),
             G_SESSIONS=self.session_rows.row(self._taken["session"]),
@@ -498,7 +513,7 @@ class Builder:
         self._fill_cpu_hw(
             u,
             nr_gp,
-            full_width=self.native,
+            full_width=self._native(placed.host),
             tick_ns=tick_ns,
             context=context,
             queue=queue,
@@ -581,7 +596,14 @@ class Builder:
                 frequency = session.frequency or 0 if sampling else 0
                 period = session.period or 0
                 self._fill_event(
-                    at, spec, leader, flags, frequency, period, session.user_only, _max_period(self.native)
+                    at,
+                    spec,
+                    leader,
+                    flags,
+                    frequency,
+                    period,
+                    session.user_only,
+                    _max_period(self._native(placed.host)),
                 )
                 self._set(at, E_OWNER=(number << 8) | len(names))
                 names.append(spec.name)
@@ -644,7 +666,7 @@ class Builder:
             profile = self.profiles[host.profile]
             first = self.tool_rows.row(self._taken["tool"])
             count = 0
-            if host.watchdog and not self.native:
+            if host.watchdog and not self._native(pcpu.host):
                 self._fill_watchdog(profile)
                 count += 1
             for tool, cpu, vcpu in self.host_tools[pcpu.host]:
@@ -700,6 +722,74 @@ class Builder:
                 at += col.EVENT_COLUMNS
                 number += 1
         return number
+
+    def _add_events(self) -> None:
+        """Resolve what happens to the fleet: to vCPUs, hosts and physical CPUs by number.
+
+        Raises
+        ------
+        UserError
+            If a VM would come to, or leave, bare hardware, or a host reboots with a VM on it.
+        """
+        names = [host.name for host in self.scenario.hosts]
+        designs = list(self.designs)
+        vms: dict[str, list[VcpuEntry]] = {}
+        for entry in self.machine.vcpus:
+            vms.setdefault(entry.vm, []).append(entry)
+        vms_on = Counter(vcpus[0].host for vcpus in vms.values())
+        where = {name: vcpus[0].host for name, vcpus in vms.items()}
+        cpus: dict[int, list[int]] = {}
+        for pcpu in self.machine.pcpus:
+            cpus.setdefault(pcpu.host, []).append(pcpu.index)
+        arrived: Counter[int] = Counter()
+        changes: list[Move | Reboot] = [*moves(self.scenario), *reboots(self.scenario)]
+        for change in sorted(changes, key=lambda each: each.at_ns):
+            if isinstance(change, Reboot):
+                self._add_reboot(change, names, designs, vms_on)
+                continue
+            vcpus = vms[change.vm]
+            vms_on[where[change.vm]] -= 1
+            numbers = tuple(entry.index for entry in vcpus)
+            if not change.to:
+                self.machine.moves.append(MoveEntry(change.at_ns, 0, numbers))
+                continue
+            to = names.index(change.to)
+            if self._native(to) or self._native(where[change.vm]):
+                problem = f'vm "{change.vm}" cannot migrate: what runs on bare hardware is no VM'
+                raise UserError(problem, file="event")
+            where[change.vm] = to
+            vms_on[to] += 1
+            chosen = [cpus[to][cpu] for cpu in change.cpus] or cpus[to]
+            first = 0 if change.cpus else arrived[to]
+            arrived[to] += len(vcpus)
+            pcpus = tuple(chosen[(first + i) % len(chosen)] for i in range(len(vcpus)))
+            masked, parameters = _masked(self.scenario.hosts[to]), self._parameters_of(to, designs[to])
+            self.machine.moves.append(
+                MoveEntry(
+                    change.at_ns,
+                    change.downtime_ns,
+                    numbers,
+                    to,
+                    pcpus,
+                    int(bool(change.cpus)),
+                    masked,
+                    tuple(parameters),
+                )
+            )
+            if not change.cpus:
+                h = self.machine.hosts[to].offset
+                self._set(h, H_FLOATING=int(self.s[h + int(col.H_FLOATING)]) + len(vcpus))
+
+    def _add_reboot(self, reboot: Reboot, names: list[str], designs: list[str], vms_on: Counter[int]) -> None:
+        host = names.index(reboot.host)
+        if vms_on[host]:
+            problem = f'host "{reboot.host}" has {vms_on[host]} VMs when it reboots: drain it before'
+            raise UserError(problem, file="event")
+        designs[host] = reboot.design or designs[host]
+        if not load_design(designs[host]).INTERCEPTS:
+            raise UserError(f'host "{reboot.host}" cannot come up as bare hardware', file="event")
+        number = design_names().index(designs[host])
+        self.machine.reboots.append(RebootEntry(reboot.at_ns, reboot.duration_ns, host, number))
 
     def _start(self) -> None:
         """Put the vCPUs on their physical CPUs and set every timer."""

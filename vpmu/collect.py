@@ -11,6 +11,7 @@ import numpy as np
 from vpmu.kernels import columns as col
 from vpmu.kernels.boot import due_of_event, function_cycles, times_of_event
 from vpmu.kernels.host.clock import CAUSE_NAMES
+from vpmu.kernels.host.move import MOVE_GONE
 from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
@@ -56,7 +57,16 @@ _GUEST_COUNTS: Final = (
     col.T_DUE,
     col.T_TAKEN,
 )
-_VCPU_COUNTS: Final = (col.V_GUEST_NS, col.V_STEAL_NS, col.V_SLEEP_NS, col.V_MIGRATIONS, col.V_NR_EVENTS)
+_VCPU_COUNTS: Final = (
+    col.V_GUEST_NS,
+    col.V_STEAL_NS,
+    col.V_SLEEP_NS,
+    col.V_MIGRATIONS,
+    col.V_NR_EVENTS,
+    col.V_MIGRATED,
+    col.V_LEFT_AT,
+    col.V_LOST_PMIS,
+)
 _PCPU_COUNTS: Final = (col.P_HASH, col.P_NOW, col.P_SWITCHES, col.P_EXITS, col.P_PMIS, col.P_REQUESTS)
 _HOST_COUNTS: Final = (
     col.H_HASH,
@@ -256,6 +266,8 @@ class Collector:
         if self.word(session.offset, col.S_STATE) != _SESSION_RUNNING:
             return self.word(event, col.E_ENABLED_NS), self.word(event, col.E_RUNNING_NS)
         clock = self.word(self.word(vcpu.offset, col.V_PCPU), col.P_NOW)
+        if self.word(vcpu.offset, col.V_MOVE) == int(MOVE_GONE):
+            clock = self.word(vcpu.offset, col.V_LEFT_AT)
         if self.word(vcpu.offset, col.V_DONE):
             clock = max(
                 self.word(thread.offset, col.TH_FINISHED_AT)
@@ -363,6 +375,7 @@ class Collector:
         pcpus = [pcpu.offset for pcpu in self.machine.pcpus]
         hosts = [host.offset for host in self.machine.hosts]
         guests = [vcpu.guest for vcpu in self.machine.vcpus]
+        vcpus = [vcpu.offset for vcpu in self.machine.vcpus]
         sums = {
             "accesses": (guests, col.G_ACCESSES),
             "PMIs": (guests, col.G_PMIS),
@@ -378,6 +391,8 @@ class Collector:
             "mutex waits": (hosts, col.H_WAITS),
             "mutex wait ns": (hosts, col.H_WAIT_NS),
             "migrations": (hosts, col.H_MIGRATIONS),
+            "live migrations of vCPUs": (vcpus, col.V_MIGRATED),
+            "PMIs lost in live migrations": (vcpus, col.V_LOST_PMIS),
             "counters read": (guests, col.T_READS),
             "counters read that differ from the truth": (guests, col.T_WRONG),
         }

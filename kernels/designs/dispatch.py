@@ -1,4 +1,4 @@
-"""The way from the engine to a run's design: one kernel per design function, switching on its number.
+"""The way from the engine to a host's design: one kernel per design function, switching on its number.
 
 Functions passed to a kernel, or kept in a table, never hit numba's disk cache in a new process; a chain of
 comparisons over module-level names does. The chain depends on which designs there are, so it is written to a
@@ -14,11 +14,11 @@ from types import ModuleType
 from vpmu.kernels import jit
 from vpmu.kernels.designs.registry import FUNCTIONS, design_names, load_design
 
-_HEADER = '''"""Generated: calls the design whose number is in the run's row."""
+_HEADER = '''"""Generated: calls the design whose number is in the physical CPU's row."""
 
 import numpy as np
 
-from vpmu.kernels.columns import R_DESIGN
+from vpmu.kernels.columns import P_DESIGN
 from vpmu.kernels.designs.access import access_kernel
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 
@@ -48,14 +48,14 @@ def source(names: list[str]) -> str:
 
 
 def _switch(function: str, names: list[str], annotated: str, parameters: str) -> list[str]:
-    """Return the lines of the kernel that calls one function of the run's design."""
+    """Return the lines of the kernel that calls one function of the host's design."""
     lines = [
         "",
         "",
         "@kernel",
         f"def {function}({annotated}) -> Result:",
-        '    """Call the run\'s design."""',
-        "    design = s[R_DESIGN]",
+        '    """Call the host\'s design."""',
+        "    design = s[p + P_DESIGN]",
     ]
     for number, name in enumerate(names[:-1]):
         lines.append(f"    if design == U64({number}):")

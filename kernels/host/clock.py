@@ -18,6 +18,7 @@ from vpmu.kernels.columns import (
     P_HOST_PROGRAM,
     P_ID,
     P_INDEX,
+    P_INTERCEPTS,
     P_IRQ_AT,
     P_NOISE_AT,
     P_NOISE_INDEX,
@@ -29,7 +30,6 @@ from vpmu.kernels.columns import (
     P_TSC_RATE,
     R_CONSTANT,
     R_COSTS,
-    R_INTERCEPTS,
     R_SCRATCH,
     R_SEED,
 )
@@ -181,7 +181,7 @@ def interrupt(s: Arena, p: np.uint64) -> np.uint64:
     It lets the next VM entry flush the L1 data cache (vmx_l1d_flush(), conditional), which is booked with it.
     """
     ns = cost(s, s[p + P_ID] | STREAM_IRQ_COST << U64(56), p + P_NOISE_INDEX, COST_HOST_IRQ)
-    if s[p + P_CURRENT] != U0 and s[R_INTERCEPTS] != U0:
+    if s[p + P_CURRENT] != U0 and s[p + P_INTERCEPTS] != U0:
         ns += pcpu_cost(s, p, COST_L1D_FLUSH)
     s[p + P_CAUSES + CAUSE_IRQ] += ns
     if s[p + P_TICK_AT] <= s[p + P_NOISE_AT]:

@@ -34,6 +34,8 @@ VCPU_HALTED = U64(2)
 VCPU_BLOCKED = U64(3)
 """Asleep in mid-exit until V_WAKE_AT: the reservation's mutex."""
 VCPU_DONE = U64(4)
+VCPU_GONE = U64(5)
+"""Not on this host any more."""
 
 
 @kernel

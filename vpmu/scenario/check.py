@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vpmu.errors import UserError
+from vpmu.scenario.check_fleet import check_event, check_fleet, check_groups_agree, template_as_vm
 from vpmu.scenario.contexts import check_contexts
 from vpmu.scenario.events import check_groups
 from vpmu.scenario.model import Host, Program, Scenario, Session, Thread, Tool, Vm
@@ -78,6 +79,8 @@ def check_scenario(scenario: Scenario, file: str) -> None:
     for key, items in (("program", scenario.programs), ("vm", scenario.vms), ("tool", scenario.tools)):
         top.unique(key, items)
     top.unique("host", scenario.hosts)
+    top.unique("template", scenario.templates)
+    top.unique("fleet", scenario.fleets)
     if not scenario.hosts:
         raise top.error("host", "at least one [[host]] is needed")
     for index, program in enumerate(scenario.programs):
@@ -88,6 +91,13 @@ def check_scenario(scenario: Scenario, file: str) -> None:
         _check_vm(vm, scenario, top.entry("vm", index))
     for index, tool in enumerate(scenario.tools):
         _check_tool(tool, scenario, top.entry("tool", index))
+    check_groups_agree(scenario, top)
+    for index in range(len(scenario.templates)):
+        _check_vm(template_as_vm(scenario, index), scenario, top.entry("template", index))
+    for index, fleet in enumerate(scenario.fleets):
+        check_fleet(fleet, scenario, top.entry("fleet", index))
+    for index, event in enumerate(scenario.events):
+        check_event(event, scenario, top.entry("event", index))
     check_contexts(scenario, file)
 
 
@@ -114,6 +124,7 @@ def _check_program(program: Program, place: _Place) -> None:
 
 
 def _check_host(host: Host, place: _Place) -> None:
+    place.within("count", host.count, 1, _MOST["count"])
     place.within("cpus", host.cpus, 1, _MOST["cpus"])
     place.within("possible_cpus", host.possible_cpus, 1, _MOST["cpus"])
     if host.cpus > host.possible_cpus:
@@ -138,6 +149,8 @@ def _check_vm(vm: Vm, scenario: Scenario, place: _Place) -> None:
     place.within("vcpus", vm.vcpus, 1, _MOST["vcpus"])
     place.within("hz", vm.hz, 1, 10_000)
     _check_sched(vm, place)
+    if vm.stop_ns is not None and vm.stop_ns <= vm.start_ns:
+        raise place.error("stop", "must be later than start")
     if vm.cpus != "float":
         _check_cpus(vm.cpus, host, place)
     place.unique("thread", vm.threads)

@@ -13,6 +13,7 @@ from typing import Any
 from vpmu.errors import UserError
 from vpmu.profile import Profile, load_profile
 from vpmu.scenario.check import check_scenario
+from vpmu.scenario.fleet import expand
 from vpmu.scenario.model import DEFAULT_PROFILE, DEFAULT_RECORD_FREQUENCY, SCENARIO_VERSION, Scenario
 from vpmu.scenario.overrides import apply_overrides, find_value
 from vpmu.schema import convert, join, read_toml
@@ -74,7 +75,7 @@ def parse_scenario(
     scenario = convert(raw, Scenario, file)
     check_scenario(scenario, file)
     _check_calibration(raw, scenario, file)
-    return scenario
+    return expand(scenario)
 
 
 def _check_version(raw: Table, file: str) -> None:
@@ -108,18 +109,28 @@ def _fill_defaults(raw: Table, directory: Path, file: str) -> None:
     for vm in _tables(raw, "vm"):
         if only_host is not None:
             vm.setdefault("host", only_host)
-        _fill_sched(vm, vm.get("vcpus", 1))
-        for thread in _tables(vm, "thread"):
-            if only_program is not None and thread.get("kind", "program") == "program":
-                thread.setdefault("program", only_program)
-        for index, session in enumerate(_tables(vm, "session")):
-            _fill_sampling(session, session.get("tool"), index)
+        _fill_guest(vm, only_program)
+    for template in _tables(raw, "template"):
+        _fill_guest(template, only_program)
+    for fleet in _tables(raw, "fleet"):
+        if only_host is not None:
+            fleet.setdefault("hosts", [only_host])
     for index, tool in enumerate(_tables(raw, "tool")):
         if only_host is not None:
             tool.setdefault("host", only_host)
         if "vm" not in tool:
             tool.setdefault("cpus", "all")
         _fill_sampling(tool, tool.get("kind"), index)
+
+
+def _fill_guest(vm: Table, only_program: str | None) -> None:
+    """Fill in what VMs and templates share."""
+    _fill_sched(vm, vm.get("vcpus", 1))
+    for thread in _tables(vm, "thread"):
+        if only_program is not None and thread.get("kind", "program") == "program":
+            thread.setdefault("program", only_program)
+    for index, session in enumerate(_tables(vm, "session")):
+        _fill_sampling(session, session.get("tool"), index)
 
 
 def _fill_host(host: Table, directory: Path, key: str, file: str) -> None:

@@ -23,6 +23,8 @@ GP_COUNTERS_NO_HT: Final = 8
 
 ZERO = Fraction(0)
 START = Duration(0)
+DOWNTIME = Duration(100_000_000)
+"""How long a VM stands still when it migrates, unless a scenario says otherwise."""
 
 
 class Function(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,7 +64,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Host(Struct, frozen=True, forbid_unknown_fields=True):
-    """A physical machine and its kernel."""
+    """A physical machine and its kernel, or a group of `count` equal ones."""
 
     name: str
     possible_cpus: int
@@ -72,6 +74,7 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     sched_latency_ns: Duration = field(name="sched_latency")
     min_granularity_ns: Duration = field(name="min_granularity")
     wakeup_granularity_ns: Duration = field(name="wakeup_granularity")
+    count: int = 1
     cpus: int = 1
     profile: str = DEFAULT_PROFILE
     hyperthreading: bool = True
@@ -85,6 +88,10 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     def gp_counters(self) -> int:
         """General-purpose counters a logical CPU has: 4 with hyper-threading, 8 without."""
         return GP_COUNTERS_HT if self.hyperthreading else GP_COUNTERS_NO_HT
+
+    def copies(self) -> tuple[str, ...]:
+        """Names of the hosts: the name, or ``name.0``, ``name.1`` and so on when `count` is above 1."""
+        return _copies(self.name, self.count)
 
 
 class Thread(Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +149,7 @@ class Vm(Struct, frozen=True, forbid_unknown_fields=True):
     hz: int = 250
     watchdog: bool = False
     start_ns: Duration = field(name="start", default=START)
+    stop_ns: Duration | None = field(name="stop", default=None)
     threads: tuple[Thread, ...] = field(name="thread", default=())
     sessions: tuple[Session, ...] = field(name="session", default=())
 
@@ -189,6 +197,48 @@ class Tool(Struct, frozen=True, forbid_unknown_fields=True):
     stop_ns: Duration | None = field(name="stop", default=None)
 
 
+class Template(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a fleet's VMs are like."""
+
+    name: str
+    sched_latency_ns: Duration = field(name="sched_latency")
+    min_granularity_ns: Duration = field(name="min_granularity")
+    wakeup_granularity_ns: Duration = field(name="wakeup_granularity")
+    vcpus: int = 1
+    hz: int = 250
+    watchdog: bool = False
+    threads: tuple[Thread, ...] = field(name="thread", default=())
+    sessions: tuple[Session, ...] = field(name="session", default=())
+
+
+class Fleet(Struct, frozen=True, forbid_unknown_fields=True):
+    """Many VMs, each of a template drawn by weight, spread over hosts in turn; they come and go."""
+
+    name: str
+    hosts: tuple[str, ...]
+    templates: tuple[str, ...]
+    count: int
+    weights: tuple[int, ...] = ()
+    start_ns: Duration = field(name="start", default=START)
+    arrivals: Rate | None = None
+    lifetime_ns: Duration | None = field(name="lifetime", default=None)
+
+
+class Event(Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that befalls a fleet: a live migration, a host that is drained, a host that reboots."""
+
+    kind: Literal["migrate", "drain", "reboot"]
+    at_ns: Duration = field(name="at")
+    vm: str = ""
+    host: str = ""
+    to: tuple[str, ...] = ()
+    cpus: tuple[int, ...] = ()
+    every_ns: Duration = field(name="every", default=START)
+    downtime_ns: Duration = field(name="downtime", default=DOWNTIME)
+    design: str = ""
+    duration_ns: Duration = field(name="duration", default=START)
+
+
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     """A whole run: hosts, their guests, what the guests execute and who measures them."""
 
@@ -201,6 +251,9 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     hosts: tuple[Host, ...] = field(name="host", default=())
     vms: tuple[Vm, ...] = field(name="vm", default=())
     tools: tuple[Tool, ...] = field(name="tool", default=())
+    templates: tuple[Template, ...] = field(name="template", default=())
+    fleets: tuple[Fleet, ...] = field(name="fleet", default=())
+    events: tuple[Event, ...] = field(name="event", default=())
 
     def program(self, name: str) -> Program:
         """Return the program called `name`; KeyError if there is none."""

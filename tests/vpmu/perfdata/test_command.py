@@ -51,7 +51,10 @@ def command(scenario: str, out: Path, *more: str) -> int:
 
 def test_it_writes_one_file_for_each_session(scenario: str, tmp_path: Path):
     assert command(scenario, tmp_path / "out", "--perf-data", "--keep", "none") == 0
-    assert sorted(path.name for path in (tmp_path / "out" / "optimized").iterdir()) == ["perf", "truth.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out" / "optimized").iterdir()) == [
+        "perf",
+        "truth.parquet",
+    ]
     assert sorted(path.name for path in (tmp_path / "out" / "optimized" / "perf").iterdir()) == [
         "guest.record0.data",
         "guest.stat1.csv",

@@ -1,0 +1,129 @@
+"""A fleet's changes over time: who leaves which host when, who comes to which, and which host reboots.
+
+A run is cut into windows at these times. They are data of the scenario, so that every process knows them
+all; what only a run can tell is whether a vCPU has stopped in time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vpmu.actors.machine import Machine, MoveEntry, PcpuEntry, RebootEntry
+from vpmu.kernels.columns import P_DESIGN, P_INTERCEPTS, P_QUEUE_HEAD, V_MOVE, V_PARAMETER
+from vpmu.kernels.fleet import send_away, take_in
+from vpmu.kernels.host.move import MOVE_GONE
+from vpmu.kernels.jit import U64
+
+_GONE = int(MOVE_GONE)
+RETRY_NS = 10_000_000
+"""How long a reboot waits for a host that is not empty yet, before it looks again."""
+
+
+@dataclass(order=True, slots=True)
+class _Due:
+    at_ns: int
+    order: int
+    stage: str = field(compare=False)
+    what: MoveEntry | RebootEntry = field(compare=False)
+
+
+class Fleet:
+    """What is still to happen to a machine's hosts and VMs.
+
+    Parameters
+    ----------
+    machine : Machine
+        Of this process.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._s = machine.arena
+        self._order = 0
+        self._due: list[_Due] = []
+        for move in machine.moves:
+            self._add(move.at_ns, "leaves", move)
+            if move.host >= 0:
+                self._add(move.at_ns + move.downtime_ns, "comes", move)
+        for reboot in machine.reboots:
+            self._add(reboot.at_ns + reboot.duration_ns, "reboots", reboot)
+
+    def _add(self, at_ns: int, stage: str, what: MoveEntry | RebootEntry) -> None:
+        heapq.heappush(self._due, _Due(at_ns, self._order, stage, what))
+        self._order += 1
+
+    @property
+    def next_ns(self) -> int:
+        """When something is next to happen, ns; the run's end if nothing is."""
+        return min(self._due[0].at_ns, self._machine.until_ns) if self._due else self._machine.until_ns
+
+    def gone(self, move: MoveEntry) -> bool:
+        """Return whether all vCPUs of a VM have left their host, by this process's rows."""
+        vcpus = self._machine.vcpus
+        return all(int(self._s[vcpus[v].offset + int(V_MOVE)]) == _GONE for v in move.vcpus)
+
+    def empty(self, reboot: RebootEntry) -> bool:
+        """Return whether a host has no vCPU in its run queues, by this process's rows."""
+        return not any(int(self._s[p.offset + int(P_QUEUE_HEAD)]) for p in self._cpus(reboot.host))
+
+    def due(self, at_ns: int) -> list[tuple[str, MoveEntry | RebootEntry]]:
+        """Take out what happens at a time: (stage, what), in the order in which it does."""
+        found = []
+        while self._due and self._due[0].at_ns <= at_ns:
+            each = heapq.heappop(self._due)
+            found.append((each.stage, each.what))
+        return found
+
+    def leave(self, move: MoveEntry, here: Callable[[int], bool]) -> None:
+        """Ask the vCPUs of a VM to stop; ``here`` says of an offset whether that vCPU is in a run queue here."""
+        for number in move.vcpus:
+            v = self._machine.vcpus[number].offset
+            if here(v):
+                send_away(self._s, U64(v))
+
+    def come(self, move: MoveEntry, at_ns: int, here: Callable[[int], bool]) -> None:
+        """Let a VM come to its new host; ``here`` says of a physical CPU's offset whether it lives here."""
+        for number, cpu in zip(move.vcpus, move.pcpus, strict=True):
+            v = self._machine.vcpus[number].offset
+            p = self._machine.pcpus[cpu].offset
+            if not here(p):
+                continue
+            for index in range(8):
+                value = move.parameters[index] if index < len(move.parameters) else 0
+                self._s[v + int(V_PARAMETER) + index] = value
+            take_in(self._s, U64(p), U64(v), U64(at_ns), U64(move.masked), U64(move.pinned))
+
+    def again(self, stage: str, what: MoveEntry | RebootEntry, at_ns: int) -> None:
+        """Put something off that could not happen yet."""
+        later = what.downtime_ns if isinstance(what, MoveEntry) else RETRY_NS
+        self._add(at_ns + later, stage, what)
+
+    def reboot(self, reboot: RebootEntry) -> None:
+        """Bring a host up with its new design."""
+        for pcpu in self._cpus(reboot.host):
+            self._s[pcpu.offset + int(P_DESIGN)] = reboot.design
+            self._s[pcpu.offset + int(P_INTERCEPTS)] = 1
+
+    def _cpus(self, host: int) -> list[PcpuEntry]:
+        return [pcpu for pcpu in self._machine.pcpus if pcpu.host == host]
+
+    def turn(self, at_ns: int) -> None:
+        """Do all that is due at a time, in a process that has every row."""
+        for stage, what in self.due(at_ns):
+            if isinstance(what, RebootEntry):
+                if self.empty(what):
+                    self.reboot(what)
+                else:
+                    self.again(stage, what, at_ns)
+            elif stage == "leaves":
+                self.leave(what, _everywhere)
+            elif self.gone(what):
+                self.come(what, at_ns, _everywhere)
+            else:
+                self.again(stage, what, at_ns)
+
+
+def _everywhere(offset: int) -> bool:
+    return True
