@@ -11,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vpmu.actors.machine import Machine, MoveEntry, PcpuEntry, RebootEntry
-from vpmu.kernels.columns import P_DESIGN, P_INTERCEPTS, P_QUEUE_HEAD, V_MOVE, V_PARAMETER
+from vpmu.actors.rows import RowMap
+from vpmu.kernels.columns import P_DESIGN, P_INTERCEPTS, V_MOVE, V_PARAMETER
 from vpmu.kernels.fleet import send_away, take_in
 from vpmu.kernels.host.move import MOVE_GONE
 from vpmu.kernels.jit import U64
 
 _GONE = int(MOVE_GONE)
+Due = list[tuple[str, MoveEntry | RebootEntry]]
+"""What happens at a time, in order: "leaves", "comes" or "reboots", and what it is about."""
 RETRY_NS = 10_000_000
 """How long a reboot waits for a host that is not empty yet, before it looks again."""
 
@@ -41,6 +44,7 @@ class Fleet:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._s = machine.arena
+        self._rows = RowMap(machine)
         self._order = 0
         self._due: list[_Due] = []
         for move in machine.moves:
@@ -59,16 +63,14 @@ class Fleet:
         """When something is next to happen, ns; the run's end if nothing is."""
         return min(self._due[0].at_ns, self._machine.until_ns) if self._due else self._machine.until_ns
 
-    def gone(self, move: MoveEntry) -> bool:
-        """Return whether all vCPUs of a VM have left their host, by this process's rows."""
+    def total(self, what: MoveEntry | RebootEntry) -> int:
+        """Return how many vCPUs of a VM have left their host, or are on a host, by this process's rows."""
+        if isinstance(what, RebootEntry):
+            return sum(len(self._rows.queued(pcpu.offset)) for pcpu in self._cpus(what.host))
         vcpus = self._machine.vcpus
-        return all(int(self._s[vcpus[v].offset + int(V_MOVE)]) == _GONE for v in move.vcpus)
+        return sum(int(self._s[vcpus[v].offset + int(V_MOVE)]) == _GONE for v in what.vcpus)
 
-    def empty(self, reboot: RebootEntry) -> bool:
-        """Return whether a host has no vCPU in its run queues, by this process's rows."""
-        return not any(int(self._s[p.offset + int(P_QUEUE_HEAD)]) for p in self._cpus(reboot.host))
-
-    def due(self, at_ns: int) -> list[tuple[str, MoveEntry | RebootEntry]]:
+    def due(self, at_ns: int) -> Due:
         """Take out what happens at a time: (stage, what), in the order in which it does."""
         found = []
         while self._due and self._due[0].at_ns <= at_ns:
@@ -77,7 +79,7 @@ class Fleet:
         return found
 
     def leave(self, move: MoveEntry, here: Callable[[int], bool]) -> None:
-        """Ask the vCPUs of a VM to stop; ``here`` says of an offset whether that vCPU is in a run queue here."""
+        """Ask the vCPUs of a VM to stop; ``here`` says whether one, by its offset, is in a run queue here."""
         for number in move.vcpus:
             v = self._machine.vcpus[number].offset
             if here(v):
@@ -109,20 +111,40 @@ class Fleet:
     def _cpus(self, host: int) -> list[PcpuEntry]:
         return [pcpu for pcpu in self._machine.pcpus if pcpu.host == host]
 
-    def turn(self, at_ns: int) -> None:
-        """Do all that is due at a time, in a process that has every row."""
-        for stage, what in self.due(at_ns):
+    def settle(self, due: Due, totals: list[int], at_ns: int, here: Callable[[int], bool]) -> list[MoveEntry]:
+        """Do what is due, but for letting VMs come; return those that can.
+
+        Parameters
+        ----------
+        due : list of (stage, what)
+            As `due` gave it.
+        totals : list of int
+            For each: how many of its vCPUs have left, or how many are still on the host that is to reboot.
+        at_ns : int
+        here : callable
+            As for `leave`.
+        """
+        coming = []
+        for (stage, what), total in zip(due, totals, strict=True):
             if isinstance(what, RebootEntry):
-                if self.empty(what):
-                    self.reboot(what)
-                else:
+                if total:
                     self.again(stage, what, at_ns)
+                else:
+                    self.reboot(what)
             elif stage == "leaves":
-                self.leave(what, _everywhere)
-            elif self.gone(what):
-                self.come(what, at_ns, _everywhere)
+                self.leave(what, here)
+            elif total == len(what.vcpus):
+                coming.append(what)
             else:
                 self.again(stage, what, at_ns)
+        return coming
+
+    def turn(self, at_ns: int) -> None:
+        """Do all that is due at a time, in a process that has every row."""
+        due = self.due(at_ns)
+        totals = [self.total(what) for _, what in due]
+        for move in self.settle(due, totals, at_ns, _everywhere):
+            self.come(move, at_ns, _everywhere)
 
 
 def _everywhere(offset: int) -> bool:

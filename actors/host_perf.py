@@ -157,7 +157,7 @@ class HostPerf:
         self._promised = dict.fromkeys(shares, 0)
         self._gathering = False
         self._gathered: set[Address] = set()
-        self._vcpus = {each.offset for each in machine.vcpus if each.host == entry.index}
+        self._vcpus = {each.offset for each in machine.vcpus_of(entry.index)}
         self._tools = {p.offset: self._tools_of(p.offset) for p in self._pcpus.values()}
         threads = {each for v in self._vcpus for each in rows.thread(v)}
         self._balanced = {
@@ -165,6 +165,12 @@ class HostPerf:
         }
         floats = bool(self._s[self._h + int(H_FLOATING)])
         self._balance_at = int(self._s[self._h + int(H_BALANCE_AT)]) if floats else machine.until_ns
+        self._until = machine.until_ns
+
+    def go_on(self, until_ns: int) -> None:
+        """Begin the next window: nobody waits before ``until_ns`` but to balance."""
+        self._until = until_ns
+        self._waiting.clear()
 
     def handle(self, to: Address, message: Message) -> Effects:
         """Take a message; return what to send."""
@@ -213,7 +219,7 @@ class HostPerf:
         if message.at_ns < self._promised[share]:
             raise UnexpectedMessage(f"{share} waits at {message.at_ns} ns, behind {self._promised[share]} ns")
         self._promised[share] = message.at_ns
-        pcpus, window = self._shares[share], min(self._balance_at, self._machine.until_ns)
+        pcpus, window = self._shares[share], min(self._balance_at, self._until)
         if request is None:
             if message.at_ns != window or len(message.loads) != len(pcpus):
                 raise UnexpectedMessage(f"{share} waits at the end of another window, {message.at_ns} ns")
@@ -231,7 +237,7 @@ class HostPerf:
 
     def _end_window(self) -> Effects:
         at = self._balance_at
-        if at >= self._machine.until_ns:
+        if at >= self._until:
             return []
         loads = [load for waiting in self._waiting.values() for load in waiting.loads]
         self._waiting.clear()

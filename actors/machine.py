@@ -158,6 +158,11 @@ class Machine:
     moves: list[MoveEntry] = field(default_factory=list)
     reboots: list[RebootEntry] = field(default_factory=list)
 
+    def vcpus_of(self, host: int) -> list[VcpuEntry]:
+        """Return the vCPUs that are on a host at some time of the run."""
+        coming = {number for move in self.moves if move.host == host for number in move.vcpus}
+        return [each for each in self.vcpus if each.host == host or each.index in coming]
+
     def table(self, name: str) -> Arena:
         """Return a table as uint64[rows, columns], a view of the arena."""
         region = self.regions[name]

@@ -158,7 +158,7 @@ class PhysicalCpus:
             for address, pcpus in shares.items()
         }
         for share in self._shares.values():
-            vcpus = [each.offset for each in machine.vcpus if each.host == share.host]
+            vcpus = [each.offset for each in machine.vcpus_of(share.host)]
             share.balanced |= {each for v in vcpus for each in rows.thread(v)}
             share.balanced |= {(pcpu.offset, int(P_CPU_HW)) for pcpu in share.pcpus}
         self._movings = {self.moving_slices(each.offset)[0][0]: each.offset for each in machine.vcpus}
@@ -180,6 +180,15 @@ class PhysicalCpus:
     def finished(self) -> bool:
         """Whether every physical CPU is at the run's end."""
         return self._idle_kernel and all(share.finished for share in self._shares.values())
+
+    def go_on(self, until_ns: int) -> None:
+        """Begin the next window, which ends at ``until_ns``."""
+        self._until = until_ns
+        self._idle_kernel = False
+        for share in self._shares.values():
+            share.waits = False
+            share.request = None
+            share.finished = False
 
     def addresses(self) -> list[Address]:
         """Return the addresses of the physical CPUs that live here."""

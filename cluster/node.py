@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
-from vpmu.actors.machine import HostEntry, Machine, PcpuEntry, Region, VcpuEntry, empty_log
+from vpmu.actors.machine import (
+    HostEntry,
+    Machine,
+    MoveEntry,
+    PcpuEntry,
+    RebootEntry,
+    Region,
+    VcpuEntry,
+    empty_log,
+)
 from vpmu.actors.observer import Observer
 from vpmu.cluster import proto
 from vpmu.cluster.errors import GangError, RemoteProtocolError
@@ -51,6 +60,8 @@ class Part(msgspec.Struct, frozen=True):
     workers: int
     place: Policy
     messages: bool
+    moves: list[MoveEntry]
+    reboots: list[RebootEntry]
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -98,6 +109,8 @@ def pack_part(machine: Machine, workers: int, place: Policy, messages: bool) -> 
         workers,
         place,
         messages,
+        machine.moves,
+        machine.reboots,
     )
     return msgspec.msgpack.encode(part)
 
@@ -113,6 +126,8 @@ def unpack_machine(part: Part) -> Machine:
         part.pcpus,
         part.vcpus,
         {region.name: region for region in part.regions},
+        moves=part.moves,
+        reboots=part.reboots,
     )
 
 

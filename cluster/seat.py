@@ -11,10 +11,11 @@ from vpmu.actors.actor import Actor, Effects, UnexpectedMessage
 from vpmu.actors.host_perf import HostPerf
 from vpmu.actors.local import drain_log
 from vpmu.actors.machine import Machine
-from vpmu.actors.messages import Address, host_perf, vcpu
+from vpmu.actors.messages import Address, host_perf, physical_cpu, vcpu
 from vpmu.actors.physical_cpu import Guests, PhysicalCpus
 from vpmu.actors.rows import RowMap, Slices
 from vpmu.actors.vm import Vm
+from vpmu.cluster.barrier import FLEET_ROWS, Barrier
 from vpmu.cluster.errors import RemoteProtocolError
 from vpmu.cluster.hub import Hub
 from vpmu.cluster.letters import KINDS, Reader, send
@@ -74,6 +75,9 @@ class Seat:
         self._told_at = 0.0
         self._nr_letters = 0
         self._mark_hosts()
+        self._barrier = Barrier(machine, self._rows, rank, lambda cpu: roles.rank_of[physical_cpu(cpu)])
+        self._later: deque[Frame] = deque()
+        """Letters from ranks that are a window ahead."""
         self.cpus = PhysicalCpus(machine, self._shares, self._rows, roles.guests)
         self.perfs = self._host_perfs()
         self.vms = self._own_vms()
@@ -81,6 +85,7 @@ class Seat:
         self._actors.update(self.perfs)
         self._actors.update(dict.fromkeys(self.cpus.addresses(), self.cpus))
         self._log_half = int(machine.arena[R_LOG_CAPACITY]) // 2
+        self._begin_window()
         for kind in KINDS:
             hub.on_kind(kind, self._on_letter)
         hub.on_kind(Kind.WINDOW, self._on_window)
@@ -110,7 +115,38 @@ class Seat:
         mine = [v for v in self._machine.vcpus if self._roles.rank_of[vcpu(v.index)] == self._rank]
         return [Vm(self._machine, name, vcpus, self._rows) for name, vcpus in vms_of(mine).items()]
 
+    def _begin_window(self) -> None:
+        until_ns = self._barrier.next_ns
+        self.cpus.go_on(until_ns)
+        for perf in self.perfs.values():
+            perf.go_on(until_ns)
+
+    def _on_fleet(self, frame: Frame) -> None:
+        """Take what a rank says at the end of a window; go on once all have spoken."""
+        rank = frame.header.source_rank
+        if rank not in self._roles.cpu_ranks():
+            raise RemoteProtocolError("speaks of a fleet, but has no physical CPU")
+        self._barrier.take(rank, frame.records)
+        self._pass_barrier()
+
+    def _pass_barrier(self) -> None:
+        """Begin the next window if everybody is at the end of this one."""
+        if not self._barrier.waits or self._barrier.told_by != self._roles.cpu_ranks():
+            return
+        self._barrier.pass_on()
+        self._begin_window()
+        self._kick.set()
+        later, self._later = self._later, deque()
+        for frame in later:
+            self._on_letter(frame)
+
     def _on_letter(self, frame: Frame) -> None:
+        if self._barrier.waits and frame.header.source_rank in self._barrier.told_by:
+            self._later.append(frame)
+            return
+        if frame.header.kind == Kind.ROWS and frame.header.request == FLEET_ROWS:
+            self._on_fleet(frame)
+            return
         message = self._reader.read(frame)
         if message is None:
             return
@@ -186,7 +222,11 @@ class Seat:
             while advances and self._turn():
                 await self._send_log()
                 await self._tell()
-            if advances and self.cpus.finished:
+            if advances and self.cpus.finished and self._barrier.next_ns < self._machine.until_ns:
+                if not self._barrier.waits:
+                    await self._reach_barrier()
+                    continue
+            elif advances and self.cpus.finished and not self._barrier.waits:
                 advances = False
                 for rank in range(self._roles.nr_ranks):
                     self._hub.send_record_nowait(Kind.WINDOW, rank, (0,), at_ns=self._machine.until_ns)
@@ -194,6 +234,12 @@ class Seat:
             await self._tell()
             await self._kick.wait()
             self._kick = trio.Event()
+
+    async def _reach_barrier(self) -> None:
+        """Tell every rank that this one is at the end of a window."""
+        frames = self._barrier.reach(self._roles.nr_ranks)
+        for rank in self._roles.cpu_ranks():
+            await self._hub.send(Kind.ROWS, rank, frames[rank], request=FLEET_ROWS)
 
     async def _tell(self) -> None:
         """Say how far this rank has come."""
@@ -231,6 +277,8 @@ class Seat:
                 for v in rows.queued(p):
                     slices += rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
         slices += self._owned_by_cpus() + self._owned_by_perfs()
+        for v in self._barrier.gone():
+            slices += rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
         for vm in self.vms:
             for address in vm.addresses():
                 v = machine.vcpus[address.index].offset

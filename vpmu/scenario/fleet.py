@@ -157,10 +157,7 @@ def _copies_of(scenario: Scenario, name: str) -> list[tuple[Vm, str]]:
 def vm_names(scenario: Scenario, name: str) -> list[str]:
     """Return the single VMs of an expanded scenario that a name stands for: itself, or all copies of it."""
     return [
-        copy
-        for vm in scenario.vms
-        for copy in vm.copies()
-        if name in (copy, vm.name, copy.rsplit(".", 1)[0])
+        copy for vm in scenario.vms for copy in vm.copies() if name in (copy, vm.name, copy.rsplit(".", 1)[0])
     ]
 
 
