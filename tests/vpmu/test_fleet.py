@@ -1,0 +1,195 @@
+"""Fleets: VMs that come, go and migrate, hosts that drain and reboot; the same on any number of workers."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import trio
+
+from vpmu.actors.local import run_machine
+from vpmu.build import build
+from vpmu.errors import UserError
+from vpmu.execution import execute
+from vpmu.kernels.columns import P_DESIGN
+from vpmu.kernels.designs.registry import design_names
+from vpmu.options import RunOptions
+from vpmu.results import DesignResult
+from vpmu.scenario import load_scenario, moves
+from vpmu.scenario.load import parse_scenario
+
+FLEET = Path(__file__).with_name("fleet.toml")
+TRAVELLER = "traveller"
+
+
+def run(workers: int = 1, design: str = "optimized", *overrides: str) -> DesignResult:
+    scenario = load_scenario(FLEET, list(overrides))
+    options = RunOptions(designs=(design,), workers=workers)
+    return trio.run(execute, scenario, options, None).designs[design]
+
+
+@pytest.fixture(scope="module")
+def whole() -> DesignResult:
+    return run()
+
+
+# -- what a scenario says --
+
+
+def test_ten_lines_make_ten_thousand_vms():
+    scenario = parse_scenario(
+        tomllib.loads(
+            """
+            version = 1
+            until = "10 s"
+            host = [{ name = "node", count = 100, cpus = 8 }]
+            [[template]]
+            name = "small"
+            thread = [{ name = "work", kind = "spin" }]
+            [[fleet]]
+            name = "web"
+            templates = ["small"]
+            count = 10_000
+            """
+        )
+    )
+    assert len(scenario.hosts) == 100
+    assert len(scenario.vms) == 10_000
+    assert [vm.host for vm in scenario.vms[98:102]] == ["node.98", "node.99", "node.0", "node.1"]
+
+
+def test_members_are_drawn_by_weight_and_come_and_go_at_random_times():
+    scenario = load_scenario(FLEET, ["fleet.web.count=2000", "until=100 s"])
+    members = [vm for vm in scenario.vms if vm.name.startswith("web.")]
+    small = sum(vm.vcpus == 1 for vm in members)
+    assert 1420 < small < 1580
+    starts = [vm.start_ns for vm in members]
+    assert starts == sorted(starts)
+    # 2000 arrivals at 40/s take 50 s, give or take a second and a bit.
+    assert 46_000_000_000 < starts[-1] < 54_000_000_000
+    lives = [vm.stop_ns - vm.start_ns for vm in members if vm.stop_ns is not None]
+    assert len(lives) == 2000
+    assert 370_000_000 < sum(lives) / 2000 < 430_000_000
+    assert load_scenario(FLEET, ["fleet.web.count=2000", "until=100 s"]) == scenario
+    assert load_scenario(FLEET, ["fleet.web.count=2000", "until=100 s", "seed=6"]) != scenario
+
+
+def test_a_drained_hosts_vms_go_to_the_others_in_turn():
+    scenario = load_scenario(FLEET, [])
+    drained = [move for move in moves(scenario) if move.at_ns >= 500_000_000 and move.to]
+    assert {move.to for move in drained} <= {"new.0", "new.1"}
+    assert [move.at_ns for move in drained] == [500_000_000 + 5_000_000 * i for i in range(len(drained))]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fleet.web.templates=[]", "fleet[0].templates"),
+        ("fleet.web.weights=[1]", "fleet[0].weights: one for each of the 2 templates"),
+        ('fleet.web.templates=["smal", "large"]', 'did you mean "small"'),
+        ("fleet.web.count=0", "fleet[0].count: must be at least 1"),
+        ("vm.traveller.stop=0 s", "vm[0].stop: must be later than start"),
+        ("host.old.core_khz=2000000", "a run has one profile"),
+    ],
+)
+def test_a_mistake_is_named_by_key(override: str, message: str):
+    with pytest.raises(UserError) as caught:
+        load_scenario(FLEET, [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ('kind = "migrate"\nat = "1 s"\nvm = "nobody"\nto = ["new.0"]', "event[0].vm: unknown vm"),
+        ('kind = "migrate"\nat = "1 s"\nvm = "traveller"', "event[0].to: at least one host"),
+        ('kind = "drain"\nat = "1 s"\nhost = "older"', "event[0].host: unknown host"),
+        ('kind = "reboot"\nat = "1 s"\nhost = "old.0"\nto = ["new"]', "event[0].to: does not go with"),
+    ],
+)
+def test_a_wrong_event_is_named_by_key(event: str, message: str):
+    raw = tomllib.loads(FLEET.read_text())
+    raw["event"] = [tomllib.loads(event)]
+    with pytest.raises(UserError) as caught:
+        parse_scenario(raw)
+    assert message in str(caught.value)
+
+
+def test_a_host_that_has_vms_cannot_reboot():
+    raw = tomllib.loads(FLEET.read_text())
+    raw["event"] = [tomllib.loads('kind = "reboot"\nat = "300 ms"\nhost = "new.0"')]
+    with pytest.raises(UserError, match="drain it before"):
+        build(parse_scenario(raw), "optimized")
+
+
+# -- what happens --
+
+
+def test_a_travelling_guest_measures_all_that_it_does(whole: DesignResult):
+    """From the optimized design to the legacy one and back: perf stat goes on and misses nothing."""
+    assert whole.host["live migrations of vCPUs"] >= 3
+    assert whole.host["counters read"] > 100
+    assert whole.host["counters read that differ from the truth"] == 0
+    rows = [row for row in whole.counters if row.vm == TRAVELLER]
+    assert len(rows) == 3
+    for row in rows:
+        assert row.count == row.truth > 0
+        assert row.enabled_ns == row.running_ns
+    cycles = next(row.count for row in rows if row.event == "cpu-cycles")
+    assert cycles > 2_000_000_000
+    (profile,) = [row for row in whole.profiles if row.vm == TRAVELLER]
+    assert profile.samples > 100
+    (event,) = profile.events
+    assert event.due == 2_000_000_000
+
+
+def test_it_stands_still_while_it_travels(whole: DesignResult):
+    (thread,) = [row for row in whole.threads if row.vm == TRAVELLER]
+    # Two journeys of 20 ms each, beside the work's 714 ms.
+    assert thread.run_ns > thread.unmeasured_ns + 40_000_000
+
+
+def test_a_vm_that_has_left_runs_no_more():
+    scenario = load_scenario(FLEET, [])
+    result = run()
+    stops = {vm.name: vm.stop_ns for vm in scenario.vms if vm.stop_ns is not None and vm.stop_ns < 10**9}
+    starts = {vm.name: vm.start_ns for vm in scenario.vms}
+    assert len(stops) >= 3
+    for row in result.counters:
+        if row.vm in stops:
+            life_ns = stops[row.vm] - starts[row.vm]
+            # The reservation's mutex may hold it back for some ten milliseconds.
+            assert row.enabled_ns <= life_ns + 150_000_000
+            assert row.count == row.truth
+
+
+@pytest.mark.parametrize(("until", "design"), [("799 ms", "legacy"), ("900 ms", "optimized")])
+def test_a_rebooted_host_has_the_other_design(until: str, design: str):
+    machine = build(load_scenario(FLEET, [f"until={until}"]), "optimized")
+    (reboot,) = machine.reboots
+    assert machine.hosts[reboot.host].name == "old.0"
+    run_machine(machine)
+    for pcpu in machine.pcpus:
+        if pcpu.host == reboot.host:
+            assert design_names()[int(machine.arena[pcpu.offset + int(P_DESIGN)])] == design
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_any_number_of_workers_gives_the_same_bytes(whole: DesignResult, workers: int):
+    """Four hosts: with five workers one host lives in two processes."""
+    result = run(workers)
+    assert result.digest == whole.digest
+    assert result.host == whole.host
+    assert result.counters == whole.counters
+
+
+def test_what_cannot_be_spread_is_refused():
+    scenario = load_scenario(FLEET, [])
+    for options in (RunOptions(designs=("optimized",), messages=True), RunOptions(place="spread")):
+        with pytest.raises(UserError, match="whole hosts"):
+            trio.run(execute, scenario, options, None)
+
+
+def test_bare_hardware_does_not_migrate():
+    scenario = load_scenario(FLEET, ["host.old.design=native"])
+    with pytest.raises(UserError, match="bare hardware"):
+        trio.run(execute, scenario, RunOptions(designs=("optimized",)), None)
