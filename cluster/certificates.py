@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 ROLES: Final = ("scheduler", "worker", "client")
-AUTHORITY: Final = "ca"
 DAYS: Final = 365
 _SKEW: Final = datetime.timedelta(hours=1)
 """How far the clocks of two machines may be apart."""
@@ -23,6 +22,8 @@ _SKEW: Final = datetime.timedelta(hours=1)
 
 def write_certificates(directory: Path, *, days: int = DAYS) -> list[Path]:
     """Make an authority and a certificate and key for each role, as PEM files that only the owner reads.
+
+    The authority's own key is kept nowhere: nobody can make another certificate that this cluster trusts.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def write_certificates(directory: Path, *, days: int = DAYS) -> list[Path]:
     Returns
     -------
     list of Path
-        ``ca.pem``, ``ca-key.pem``, ``scheduler.pem``, ``scheduler-key.pem`` and so on.
+        ``ca.pem``, ``scheduler.pem``, ``scheduler-key.pem`` and so on.
 
     Raises
     ------
@@ -45,11 +46,13 @@ def write_certificates(directory: Path, *, days: int = DAYS) -> list[Path]:
 
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _certificate(AUTHORITY, authority_key, None, authority_key, days)
-    files = _write(directory, AUTHORITY, authority, authority_key)
+    authority = _certificate("authority", authority_key, None, authority_key, days)
+    files = [_write(directory / "ca.pem", _pem(authority))]
     for role in ROLES:
         key = ec.generate_private_key(ec.SECP256R1())
-        files += _write(directory, role, _certificate(role, key, authority, authority_key, days), key)
+        certificate = _certificate(role, key, authority, authority_key, days)
+        files.append(_write(directory / f"{role}.pem", _pem(certificate)))
+        files.append(_write(directory / f"{role}-key.pem", _pem(key)))
     return files
 
 
@@ -121,15 +124,17 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
     )
 
 
-def _write(
-    directory: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
-) -> list[Path]:
+def _pem(item: x509.Certificate | ec.EllipticCurvePrivateKey) -> bytes:
+    from cryptography import x509
     from cryptography.hazmat.primitives import serialization as form
 
-    secret = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-    files = [directory / f"{name}.pem", directory / f"{name}-key.pem"]
-    for file, text in zip(files, (certificate.public_bytes(form.Encoding.PEM), secret), strict=True):
-        # Never readable by others, not even for a moment.
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-            out.write(text)
-    return files
+    if isinstance(item, x509.Certificate):
+        return item.public_bytes(form.Encoding.PEM)
+    return item.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+
+
+def _write(file: Path, text: bytes) -> Path:
+    """Write a new file that others cannot read, not even for a moment."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(text)
+    return file

@@ -31,7 +31,7 @@ from vpmu.cluster.hub import Hub, new_run_number
 from vpmu.cluster.keys import RankKeys
 from vpmu.cluster.link import address_endpoint, local_endpoint
 from vpmu.cluster.proto import COORDINATOR
-from vpmu.cluster.where import START_WITHIN_S, Where
+from vpmu.cluster.where import HERE, START_WITHIN_S, Where
 
 Entry = Callable[[Hub, int, bytes], Awaitable[bytes]]
 """What a rank runs: `async def entry(hub, rank, payload) -> bytes`."""
@@ -50,6 +50,15 @@ _DASK_CONFIG: Final = {
     "distributed.worker.memory.terminate": False,
     "distributed.admin.system-monitor.gil.enabled": False,
 }
+
+
+def dask_environment(*, require_encryption: bool) -> dict[str, str]:
+    """Return the variables by which a Dask process of its own gets the settings that a run needs."""
+    settings = _DASK_CONFIG | {"distributed.comm.require-encryption": require_encryption}
+    return {
+        "DASK_" + name.upper().replace(".", "__").replace("-", "_"): str(value)
+        for name, value in settings.items()
+    }
 
 
 class GangSpec(msgspec.Struct, frozen=True):
@@ -75,7 +84,6 @@ class RankFailure(msgspec.Struct, frozen=True):
     stopped: bool
 
 
-HERE: Final = Where()
 OnDone = Callable[[int, "bytes | BaseException"], None]
 
 
@@ -169,7 +177,7 @@ class LocalWorkers(Workers):
         future = self._client.submit(
             rank_main, spec, rank, workers=[address], allow_other_workers=False, pure=False
         )
-        future.add_done_callback(lambda done: on_done(rank, _outcome(done)))
+        future.add_done_callback(lambda done: on_done(rank, outcome_of(done)))
 
     def close(self) -> None:
         """End client, workers and scheduler; a worker that is busy, or still starting, is killed."""
@@ -200,7 +208,8 @@ class LocalWorkers(Workers):
                     os.kill(process.pid, signal.SIGKILL)
 
 
-def _outcome(future: Any) -> bytes | BaseException:
+def outcome_of(future: Any) -> bytes | BaseException:
+    """Return what a future of Dask came to."""
     error = future.exception()
     return cast(bytes, future.result()) if error is None else cast(BaseException, error)
 
@@ -249,6 +258,31 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+CALLED_OFF_EVERY_S: Final = 1.0
+"""How often a rank asks Dask whether anybody still waits for it."""
+
+
+async def _watch_task() -> None:
+    """Stop the rank if Dask has given its task up: whoever started the run is gone, or wants it no more."""
+    called_off = _called_off()
+    while True:
+        await trio.sleep(CALLED_OFF_EVERY_S)
+        if called_off():
+            raise GangStopped("nobody waits for this rank any more")
+
+
+def _called_off() -> Callable[[], bool]:
+    """Return what says whether the Dask task of this thread was given up; without Dask none is."""
+    try:
+        import distributed
+
+        worker = distributed.get_worker()
+        tasks, key = worker.state.tasks, worker.get_current_task()
+    except ValueError:
+        return lambda: False
+    return lambda: key not in tasks or tasks[key].state != "executing"
+
+
 async def run_rank(spec: GangSpec, rank: int) -> None:
     """Run one rank: join the gang, run the entry, hand in its result, end when all have."""
     entry = load_entry(spec.entry)
@@ -261,6 +295,7 @@ async def run_rank(spec: GangSpec, rank: int) -> None:
         member = Member(hub, spec.coordinator)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hub.run)
+            nursery.start_soon(_watch_task)
             await member.join()
             await member.leave(await entry(hub, rank, spec.payload))
             nursery.cancel_scope.cancel()

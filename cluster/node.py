@@ -23,6 +23,7 @@ from vpmu.cluster.hub import Hub, Refusal
 from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
 from vpmu.cluster.placement import Policy
 from vpmu.cluster.proto import Frame, Kind, U64Array
+from vpmu.cluster.where import HERE, Where
 from vpmu.kernels.designs import registry
 from vpmu.kernels.jit import Arena
 from vpmu.kernels.log import RECORD_ACCESS, RECORD_INTERVAL, RECORD_WORDS
@@ -271,6 +272,7 @@ async def run_machine_on_workers(
     on_progress: OnProgress | None = None,
     observers: Sequence[Observer] = (),
     open_workers: Callable[[int, Path], Workers] = LocalWorkers,
+    where: Where = HERE,
 ) -> WorkersOutcome:
     """Run a machine to its end over several processes; its result is that of one process, to the byte.
 
@@ -290,7 +292,7 @@ async def run_machine_on_workers(
         Takes the virtual time, ns, that the slowest rank has come to.
     observers : sequence of Observer
         Who follows a vCPU while the run goes on; made for this machine.
-    open_workers : callable
+    open_workers, where : callable and Where
         See `launcher.run_gang`.
 
     Raises
@@ -306,6 +308,7 @@ async def run_machine_on_workers(
         ENTRY,
         pack_part(machine, workers, place, messages),
         transport="ipc",
+        where=where,
         open_workers=open_workers,
         register=home.register,
     )

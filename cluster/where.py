@@ -109,7 +109,11 @@ class Where:
         if missing:
             names = ", ".join(name.removeprefix("tls_").replace("_", "-") for name in missing)
             raise GangError(
-                f"{self.scheduler} needs TLS files, these are missing: {names}; give --keys DIR, "
-                f"--tls-ca-file, --tls-cert and --tls-key, or Dask's configuration, {_ENVIRONMENT}CA_FILE ..."
+                f"{self.scheduler} needs TLS files, these are missing: {names}; give --keys DIR, --tls, "
+                f"or Dask's configuration, {_ENVIRONMENT}CA_FILE ..."
             )
         return security
+
+
+HERE: Final = Where()
+"""Processes of this machine, that nobody else hears."""

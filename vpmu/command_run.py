@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpmu.cluster.where import HERE, Where
 from vpmu.designs import find_design
 from vpmu.errors import Interrupted, UserError
 from vpmu.options import DEFAULT_DESIGNS, PLACES, Executor, RunOptions
@@ -46,6 +47,7 @@ def run_command(
     out: Path | None,
     keep: str,
     perf_data: bool = False,
+    where: Where = HERE,
     output: Output,
     execute: Executor | None = None,
 ) -> int:
@@ -64,6 +66,7 @@ def run_command(
         out=None if out is None else check_out_directory(out),
         keep=parse_keep(keep),
         perf_data=perf_data,
+        where=where,
     )
     status, started = 0, time.perf_counter()
     try:

@@ -158,7 +158,8 @@ async def _run_design(
     frames: dict[str, int] = {}
     complete = False
     try:
-        if options.workers > 1 or options.messages:
+        if options.workers > 1 or options.messages or options.where.scheduler:
+            from vpmu.cluster.dask_workers import opener
             from vpmu.cluster.node import run_machine_on_workers
 
             outcome = await run_machine_on_workers(
@@ -168,6 +169,8 @@ async def _run_design(
                 messages=options.messages,
                 on_records=sink.take,
                 on_progress=None if progress is None else lambda at_ns: progress(name, at_ns),
+                open_workers=opener(options.where),
+                where=options.where,
             )
             machine.arena[:] = outcome.arena
             frames = outcome.frames

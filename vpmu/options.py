@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from vpmu.cluster.where import HERE, Where
 from vpmu.records import DEFAULT_KEEP
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class RunOptions:
         Kinds of records to write, of `vpmu.records.KEEP_CHOICES`.
     perf_data : bool
         Write the guests' perf sessions as perf's own files, too; needs `out`.
+    where : Where
+        Where the processes are, and who may hear them.
     """
 
     designs: tuple[str, ...] = DEFAULT_DESIGNS
@@ -50,6 +53,7 @@ class RunOptions:
     out: Path | None = None
     keep: frozenset[str] = DEFAULT_KEEP
     perf_data: bool = False
+    where: Where = HERE
 
 
 Executor = Callable[["Scenario", RunOptions, Progress | None], Awaitable["RunResult"]]
