@@ -236,9 +236,8 @@ def check_reach(addresses: list[str], where: Where) -> None:
     """Raise GangError if ranks on these workers and this process could not hear each other."""
     local = [address for address in addresses if is_loopback(host_of(address))]
     if local and len(local) < len(addresses):
-        raise GangError(
-            f"{local[0]} is on loopback, where {addresses[-1]} cannot reach it: start it with --bind"
-        )
+        other = next(address for address in addresses if address not in local)
+        raise GangError(f"{local[0]} is on loopback, where {other} cannot reach it: start it with --bind")
     if not local and not where.leaves:
         raise GangError(
             f"the rank at {addresses[0]} cannot reach this process on loopback: give --bind ADDRESS, "
