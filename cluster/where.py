@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from vpmu.cluster.keys import RankKeys, draw_keys, host_of, is_loopback
 from vpmu.cluster.link import address_endpoint, local_endpoint
 
 START_WITHIN_S: Final = 60.0
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _ENVIRONMENT: Final = "DASK_DISTRIBUTED__COMM__TLS__"
 
 
@@ -45,6 +47,14 @@ class Where:
     tls_key: str = ""
     start_within_s: float = START_WITHIN_S
     metrics_port: int | None = None
+
+    @staticmethod
+    def address(name: str) -> str:
+        """Return the address of a network interface of this machine, or `name` if it is none."""
+        import psutil
+
+        found = [entry.address for entry in psutil.net_if_addrs().get(name, ()) if entry.family in _FAMILIES]
+        return found[0] if found else name
 
     def check(self) -> None:
         """Raise ValueError, with what to do, if the choices cannot be had together."""

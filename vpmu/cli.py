@@ -46,7 +46,10 @@ Keys = Annotated[
     typer.Option("--keys", metavar="DIR", envvar="VPMU_KEYS", help="What `vpmu cluster keys` made."),
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Do without TLS and CURVE.")]
-Bind = Annotated[str, typer.Option("--bind", metavar="ADDRESS", help="Where others reach this machine.")]
+Bind = Annotated[
+    str,
+    typer.Option("--bind", metavar="ADDRESS", help="Where others reach this machine: address or interface."),
+]
 
 Overrides = Annotated[
     list[str] | None,
@@ -112,7 +115,12 @@ def run(
         typer.Option("--perf-data", help="Write the guests' perf sessions as perf's own files; needs --out."),
     ] = False,
     scheduler: Annotated[
-        str, typer.Option(metavar="tls://HOST:PORT", help="Run on the workers of this Dask cluster.")
+        str,
+        typer.Option(
+            metavar="tls://HOST:PORT",
+            envvar="VPMU_SCHEDULER",
+            help="Run on the workers of this Dask cluster.",
+        ),
     ] = "",
     keys: Keys = None,
     tls: Annotated[
@@ -120,7 +128,11 @@ def run(
         typer.Option("--tls", metavar="CA CERT KEY", help="PEM files, instead of --keys or Dask's settings."),
     ] = ("", "", ""),
     bind: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where other machines reach this one; default: loopback.")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where others reach this machine: address or interface; default: loopback.",
+        ),
     ] = "",
     insecure: Insecure = False,
     wait_workers: Annotated[
@@ -336,12 +348,13 @@ def cluster_status(
     scheduler: Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")],
     keys: Keys = None,
     insecure: Insecure = False,
+    at_least: Annotated[int, typer.Option(min=0, help="Workers that it has to have.")] = 1,
 ) -> None:
-    """Say who is in a Dask cluster; exit status 1 if it has no worker or does not answer."""
+    """Say who is in a Dask cluster; exit status 1 if it has too few workers or does not answer."""
     from vpmu.command_cluster import status_command, where_of
 
     where = where_of(scheduler=scheduler, bind="", insecure=insecure, keys=keys, wait_s=5)
-    typer.echo(status_command(where))
+    typer.echo(status_command(where, at_least))
 
 
 @app.command("compile")

@@ -30,12 +30,14 @@ def keys_command(directory: Path, days: int) -> str:
 
 def scheduler_command(keys: Path | None, bind: str, port: int, dashboard: str, *, insecure: bool) -> None:
     """Become a Dask scheduler; does not return."""
+    bind = Where.address(bind)
     options = ["--host", bind, "--port", str(port), "--dashboard-address", dashboard]
     _become("scheduler", options, keys, bind, insecure=insecure)
 
 
 def worker_command(scheduler: str, keys: Path | None, bind: str, workers: int, *, insecure: bool) -> None:
     """Become a Dask worker, of several processes with one rank each; does not return."""
+    bind = Where.address(bind)
     options = ["--host", bind, "--nworkers", str(workers), "--nthreads", "1", "--no-dashboard"]
     options += ["--dashboard-address", f"{bind}:0", "--memory-limit", "0"]
     _become("worker", [*options, scheduler], keys, bind, insecure=insecure)
@@ -99,7 +101,7 @@ def where_of(
         files = (options[1], options[3], options[5])
     where = Where(
         scheduler=scheduler,
-        bind=bind,
+        bind=Where.address(bind),
         insecure=insecure,
         tls_ca_file=files[0],
         tls_cert=files[1],
@@ -120,8 +122,8 @@ def where_of(
     return where
 
 
-def status_command(where: Where) -> str:
-    """Return in one line who is in a cluster; GangError if its scheduler does not answer."""
+def status_command(where: Where, at_least: int) -> str:
+    """Return in one line who is in a cluster; GangError if it does not answer or is too small."""
     import distributed
 
     from vpmu.cluster.dask_workers import client_of
@@ -129,6 +131,7 @@ def status_command(where: Where) -> str:
     client: distributed.Client = client_of(where, where.start_within_s)
     with client:
         workers = sorted(client.scheduler_info()["workers"])
-    if not workers:
-        raise GangError(f"{where.scheduler}: no worker")
-    return f"{where.scheduler}: {len(workers)} workers: {', '.join(workers)}"
+    line = f"{where.scheduler}: {len(workers)} workers: {', '.join(workers) or 'none'}"
+    if len(workers) < at_least:
+        raise GangError(f"{line}; {at_least} are needed")
+    return line
