@@ -43,15 +43,19 @@ def call(*command: str | Path, **options: Any) -> str:
 
 
 def apt_mirror() -> tuple[str, str]:
-    """Return the mirror and the release that this machine's own packages come from."""
-    sources = [*Path("/etc/apt").glob("sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
-    text = "\n".join(file.read_text() for file in sources)
-    found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?)\s+(\S+)", text, re.MULTILINE)
-    assert found, "no apt source to take a base from"
-    release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
-    return found[1], release["VERSION_CODENAME"].strip('"')
+    """Return the mirror that this machine's own packages come from, and its release."""
+    release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
+    assert release
+    files = [*Path("/etc/apt").glob("sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    for text in map(Path.read_text, sorted(files)):
+        for stanza in text.split("\n\n"):
+            uri = re.search(r"^URIs:\s*(\S+)", stanza, re.MULTILINE)
+            if uri and re.search(rf"^Suites:.*\b{release[1]}(\s|$)", stanza, re.MULTILINE):
+                return uri[1], release[1]
+        line = re.search(rf"^deb\s+(?:\[.*?\]\s+)?(\S+)\s+{release[1]}\s", text, re.MULTILINE)
+        if line:
+            return line[1], release[1]
+    raise AssertionError(f"no apt source for {release[1]} to take a base from")
 
 
 @dataclass
@@ -92,9 +96,12 @@ class Builder:
         )
 
     def _make_base(self) -> None:
-        tree = self._directory / "base"
-        mirror, release = apt_mirror()
-        call("debootstrap", "--variant=minbase", f"--include={PACKAGES}", release, tree, mirror)
+        tree = Path(
+            os.environ.get("VPMU_CONTAINER_BASE", self._directory / "base")
+        )  # one made before, or new
+        if not tree.exists():
+            mirror, release = apt_mirror()
+            call("debootstrap", "--variant=minbase", f"--include={PACKAGES}", release, tree, mirror)
         # Whoever stands between this machine and the package index is trusted by the base as by the machine.
         (tree / AUTHORITIES.relative_to("/")).write_bytes(AUTHORITIES.read_bytes())
         container = self.buildah("from", "scratch")
