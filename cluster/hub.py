@@ -129,6 +129,8 @@ class Hub:
         self._received = _Tally()
         self._since_checkpoint = 0
         self._barrier: Callable[[], Awaitable[None]] | None = None
+        self.metrics: tuple[str, int | None] = ("", None)
+        """Where this process tells its figures, see `watch.serving`; None tells none."""
 
     def __enter__(self) -> Self:
         return self

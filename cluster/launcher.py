@@ -28,9 +28,10 @@ from vpmu.cluster.certificates import security_of, write_certificates
 from vpmu.cluster.errors import GangError, RemoteProtocolError
 from vpmu.cluster.gang import Coordinator, GangStopped, Member
 from vpmu.cluster.hub import Hub, new_run_number
-from vpmu.cluster.keys import RankKeys
+from vpmu.cluster.keys import RankKeys, is_loopback
 from vpmu.cluster.link import address_endpoint, local_endpoint
 from vpmu.cluster.proto import COORDINATOR
+from vpmu.cluster.watch import LOOPBACK
 from vpmu.cluster.where import HERE, START_WITHIN_S, Where
 
 Entry = Callable[[Hub, int, bytes], Awaitable[bytes]]
@@ -74,6 +75,8 @@ class GangSpec(msgspec.Struct, frozen=True):
     bind: str = ""
     keys: RankKeys | None = None
     insecure: bool = False
+    metrics: str = ""
+    metrics_port: int | None = None
 
 
 class RankFailure(msgspec.Struct, frozen=True):
@@ -292,6 +295,7 @@ async def run_rank(spec: GangSpec, rank: int) -> None:
         endpoint = local_endpoint(spec.transport, Path(spec.directory))
     fence = {"run": spec.run, "attempt": spec.attempt, "rank": rank}
     with Hub(endpoint, **fence, keys=spec.keys, insecure=spec.insecure) as hub:
+        hub.metrics = spec.metrics, spec.metrics_port
         member = Member(hub, spec.coordinator)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hub.run)
@@ -321,9 +325,7 @@ class _Gang:
                 nursery.start_soon(self.hub.run)
                 nursery.start_soon(self._raise_failure)
                 for rank in range(self._nr_ranks):
-                    own = msgspec.structs.replace(
-                        spec, bind=self._workers.address(rank) or spec.bind, keys=keys.get(rank)
-                    )
+                    own = self._own(spec, rank, keys)
                     self._workers.submit(rank, msgspec.msgpack.encode(own), self._on_done)
                 await self._coordinator.wait_started(start_within_s)
                 results = await self._coordinator.results()
@@ -334,6 +336,16 @@ class _Gang:
         except BaseException:
             self._coordinator.stop("another rank failed, or the run was stopped")
             raise
+
+    def _own(self, spec: GangSpec, rank: int, keys: dict[int, RankKeys]) -> GangSpec:
+        """Return what one rank is told: where it is, and its keys."""
+        bind = self._workers.address(rank) or spec.bind
+        # On loopback unless asked for: what a process tells Prometheus, it tells everybody.
+        metrics = bind if spec.metrics and not is_loopback(spec.metrics) else LOOPBACK
+        port = None if spec.metrics_port is None else spec.metrics_port + 1 + rank
+        return msgspec.structs.replace(
+            spec, bind=bind, keys=keys.get(rank), metrics=metrics or LOOPBACK, metrics_port=port
+        )
 
     def _on_done(self, rank: int, outcome: bytes | BaseException) -> None:
         with suppress(trio.RunFinishedError):
@@ -438,7 +450,9 @@ async def run_gang(
                 if register is not None:
                     register(hub)
                 spec = GangSpec(run, attempt, hub.endpoint, transport, name, entry, payload, where.bind)
-                spec = msgspec.structs.replace(spec, insecure=where.insecure)
+                spec = msgspec.structs.replace(
+                    spec, insecure=where.insecure, metrics=where.metrics, metrics_port=where.metrics_port
+                )
                 try:
                     return await _Gang(hub, workers, nr_ranks).run(spec, keys, where.start_within_s)
                 except BaseExceptionGroup as group:

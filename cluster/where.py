@@ -34,8 +34,10 @@ class Where:
         For a scheduler with TLS; what is empty is taken from Dask's own configuration.
     start_within_s : float
         Longest time until enough workers are there, and again until all ranks are ready.
+    metrics : str
+        The address where figures are told; if it is not loopback, ranks tell theirs where they are bound.
     metrics_port : int or None
-        Where this process tells its metrics; each rank takes one of its own. None tells none.
+        The port of this process; rank 0 takes the next one, and so on. None tells nothing.
     """
 
     scheduler: str = ""
@@ -46,6 +48,7 @@ class Where:
     tls_cert: str = ""
     tls_key: str = ""
     start_within_s: float = START_WITHIN_S
+    metrics: str = "127.0.0.1"
     metrics_port: int | None = None
 
     @staticmethod

@@ -96,7 +96,7 @@ def where_of(
         If the options do not go together.
     """
     files = tls
-    if keys is not None:
+    if keys is not None and scheduler.startswith("tls://"):
         options = tls_options(keys, ROLES[-1])
         files = (options[1], options[3], options[5])
     where = Where(

@@ -7,9 +7,10 @@ mounts, processes, network and address of its own, as the image's user and in it
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ class Container:
             "OUT": str(self.out),
         }
         own = [f"{name}={value}" for name, value in (environment or {}).items()]
-        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _ENTER, "sh"]
+        apart = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", _ENTER, "sh"]
         command = ["ip", "netns", "exec", self.name, *apart]
         command += [*self.image.environment, "VPMU_KEYS=/keys", "HOME=/tmp", *own]
         command += [*(self.image.entry if entry else []), *arguments]
@@ -174,10 +175,12 @@ class Container:
         return [pid for pid in pids if "spawn_main" in _read(f"/proc/{pid}/cmdline")]
 
     def end(self) -> None:
+        """Kill all that runs here; with the first process of a namespace go its others."""
+        for pid in call("ip", "netns", "pids", self.name).split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate(timeout=30)
+            process.communicate(timeout=30)
 
 
 def _read(path: str) -> str:
@@ -208,6 +211,7 @@ def containers(
             call("ip", "netns", "add", each.name)
             stack.callback(call, "ip", "netns", "del", each.name)
             call("ip", "link", "add", each.cable, "type", "veth", "peer", "name", "eth0", "netns", each.name)
+            stack.callback(call, "ip", "link", "del", each.cable)
             call("ip", "link", "set", each.cable, "master", "vpmutest", "up")
             call("ip", "-n", each.name, "address", "add", f"{each.address}/24", "dev", "eth0")
             call("ip", "-n", each.name, "link", "set", "eth0", "up")

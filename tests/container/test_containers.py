@@ -17,7 +17,7 @@ pytestmark = pytest.mark.container
 SCENARIO = "/usr/share/vpmu/examples/scale/record-200.toml"
 SCHEDULER, WORKERS, RUN = 1, range(2, 6), 6
 NR_WORKERS = 4
-UNTIL = os.environ.get("VPMU_CONTAINER_UNTIL", "20 s")
+UNTIL = os.environ.get("VPMU_CONTAINER_UNTIL", "60 s")
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +144,7 @@ def start_and_wait(cluster: dict[int, Container], name: str, victim: Container) 
     process = cluster[RUN].start(*arguments(cluster, name))
     until(
         lambda: (
-            any(cpu_seconds(pid) > before.get(pid, 0.0) + 2 for pid in victim.worker_processes())
+            any(cpu_seconds(pid) > before.get(pid, 0.0) + 1.5 for pid in victim.worker_processes())
             or process.poll() is not None
         )
     )
