@@ -48,7 +48,7 @@ class Waits(msgspec.Struct, frozen=True):
         return cls(busy_ns / NS_PER_S, queue_ns / NS_PER_S, peers_ns / NS_PER_S)
 
 
-@dataclass
+@dataclass(eq=False)
 class Watch:
     """The figures of one process, read by whoever asks: the progress, the end of a run, Prometheus.
 

@@ -138,6 +138,9 @@ def run(
     wait_workers: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How long workers may take to come.")
     ] = 60.0,
+    metrics: Annotated[
+        str, typer.Option(metavar="[ADDRESS:]PORT", help="Tell Prometheus there what each process does.")
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no tables and no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
     progress: Annotated[
@@ -149,7 +152,13 @@ def run(
     from vpmu.command_run import Output, run_command
 
     where = where_of(
-        scheduler=scheduler, bind=bind, insecure=insecure, keys=keys, tls=tls, wait_s=wait_workers
+        scheduler=scheduler,
+        bind=bind,
+        insecure=insecure,
+        keys=keys,
+        tls=tls,
+        wait_s=wait_workers,
+        metrics=metrics,
     )
     changes = list(overrides or [])
     if seed is not None:

@@ -10,6 +10,7 @@ from typing import Final
 from vpmu.cluster.certificates import ROLES, certificate_files, write_certificates
 from vpmu.cluster.errors import GangError
 from vpmu.cluster.keys import is_loopback
+from vpmu.cluster.watch import LOOPBACK
 from vpmu.cluster.where import Where
 from vpmu.errors import UserError
 
@@ -86,7 +87,7 @@ def where_of(
     keys: Path | None,
     tls: tuple[str, str, str] = ("", "", ""),
     wait_s: float,
-    metrics: int | None = None,
+    metrics: str = "",
 ) -> Where:
     """Return where a run's ranks live, from the options of the command line.
 
@@ -95,6 +96,7 @@ def where_of(
     UserError
         If the options do not go together.
     """
+    metrics_address, metrics_port = metrics_of(metrics)
     files = tls
     if keys is not None and scheduler.startswith("tls://"):
         options = tls_options(keys, ROLES[-1])
@@ -107,7 +109,8 @@ def where_of(
         tls_cert=files[1],
         tls_key=files[2],
         start_within_s=wait_s,
-        metrics_port=metrics,
+        metrics=metrics_address,
+        metrics_port=metrics_port,
     )
     try:
         where.check()
@@ -120,6 +123,22 @@ def where_of(
             file=sys.stderr,
         )
     return where
+
+
+def metrics_of(text: str) -> tuple[str, int | None]:
+    """Return the address and port of `[ADDRESS:]PORT`; loopback without an address, no port if it is empty.
+
+    Raises
+    ------
+    UserError
+        If it has another form.
+    """
+    address, _, port = text.rpartition(":")
+    if not text:
+        return LOOPBACK, None
+    if not port.isdecimal() or int(port) > 65535:
+        raise UserError("expected [ADDRESS:]PORT", file="--metrics", found=text)
+    return Where.address(address.strip("[]")) if address else LOOPBACK, int(port)
 
 
 def status_command(where: Where, at_least: int) -> str:
