@@ -249,10 +249,8 @@ def check_reach(addresses: list[str], where: Where) -> None:
 
 def source_digest() -> str:
     """Return the SHA-256 of what ranks execute; the same on every worker, or results would not be."""
-    import vpmu
-
     digest = hashlib.sha256()
-    top = Path(vpmu.__file__).parent
+    top = Path(__file__).parents[1]
     for room in _ROOMS:
         for file in sorted((top / room).rglob("*.py")):
             digest.update(str(file.relative_to(top)).encode() + b"\0" + file.read_bytes() + b"\0")

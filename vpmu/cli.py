@@ -48,9 +48,30 @@ Keys = Annotated[
 Insecure = Annotated[bool, typer.Option("--insecure", help="Do without TLS and CURVE.")]
 Bind = Annotated[
     str,
-    typer.Option("--bind", metavar="ADDRESS", help="Where others reach this machine: address or interface."),
+    typer.Option(
+        "--bind",
+        metavar="ADDRESS",
+        help="Where others reach this machine: address or interface; default: loopback.",
+    ),
 ]
 
+Scheduler = Annotated[
+    str,
+    typer.Option(
+        metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER", help="Run on the workers of this Dask cluster."
+    ),
+]
+SchedulerArgument = Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")]
+Tls = Annotated[
+    tuple[str, str, str],
+    typer.Option("--tls", metavar="CA CERT KEY", help="PEM files, instead of --keys or Dask's settings."),
+]
+WaitWorkers = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0, help="How long workers may take to come.")
+]
+Metrics = Annotated[
+    str, typer.Option(metavar="[ADDRESS:]PORT", help="Tell Prometheus there what each process does.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. vm.guest.vcpus=2; may be repeated."),
@@ -114,33 +135,13 @@ def run(
         bool,
         typer.Option("--perf-data", help="Write the guests' perf sessions as perf's own files; needs --out."),
     ] = False,
-    scheduler: Annotated[
-        str,
-        typer.Option(
-            metavar="tls://HOST:PORT",
-            envvar="VPMU_SCHEDULER",
-            help="Run on the workers of this Dask cluster.",
-        ),
-    ] = "",
+    scheduler: Scheduler = "",
     keys: Keys = None,
-    tls: Annotated[
-        tuple[str, str, str],
-        typer.Option("--tls", metavar="CA CERT KEY", help="PEM files, instead of --keys or Dask's settings."),
-    ] = ("", "", ""),
-    bind: Annotated[
-        str,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Where others reach this machine: address or interface; default: loopback.",
-        ),
-    ] = "",
+    tls: Tls = ("", "", ""),
+    bind: Bind = "",
     insecure: Insecure = False,
-    wait_workers: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="How long workers may take to come.")
-    ] = 60.0,
-    metrics: Annotated[
-        str, typer.Option(metavar="[ADDRESS:]PORT", help="Tell Prometheus there what each process does.")
-    ] = "",
+    wait_workers: WaitWorkers = 60.0,
+    metrics: Metrics = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no tables and no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
     progress: Annotated[
@@ -340,7 +341,7 @@ def cluster_scheduler(
 
 @cluster_app.command("worker")
 def cluster_worker(
-    scheduler: Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")],
+    scheduler: SchedulerArgument,
     keys: Keys = None,
     bind: Bind = "127.0.0.1",
     workers: Annotated[int, typer.Option(min=1, help="Processes, one rank each.")] = 1,
@@ -354,7 +355,7 @@ def cluster_worker(
 
 @cluster_app.command("status")
 def cluster_status(
-    scheduler: Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")],
+    scheduler: SchedulerArgument,
     keys: Keys = None,
     insecure: Insecure = False,
     at_least: Annotated[int, typer.Option(min=0, help="Workers that it has to have.")] = 1,
