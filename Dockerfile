@@ -28,5 +28,8 @@ USER vpmu
 # Whoever runs the image (--user) has to be able to write beside the compiled kernels: numba asks for that.
 RUN vpmu compile && chmod -R a+rwX /var/cache/vpmu
 WORKDIR /data
+# A scheduler or worker is healthy if it can be asked; what has no cluster has nothing to ask for.
+HEALTHCHECK --interval=30s --timeout=20s --start-period=20s \
+    CMD test -z "$VPMU_SCHEDULER" || vpmu cluster status --at-least 0
 ENTRYPOINT ["vpmu"]
 CMD ["--help"]

@@ -13,6 +13,8 @@ DEV_STAMP := $(VENV)/.dev-stamp
 COV_MIN ?= 90
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_FRAMES ?= 1000000
+ATHERIS_RUNS ?= 200000
 UV_COMPILE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --group build --custom-compile-command 'make lock' $(LOCK_ARGS)
 DEMO_SCENARIO ?= examples/ftest/stat.toml
@@ -20,7 +22,7 @@ DEMO_DESIGNS ?= legacy,optimized,native
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench docs soak ftest-profile lock clean
+.PHONY: help demo test lint format bench docs soak container fuzz fuzz-atheris ftest-profile lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | awk '{n = $$1; $$1 = ""; printf "%-15s%s\n", n, $$0}'
@@ -56,6 +58,15 @@ docs: $(DEV_STAMP) ## Check the documentation: links, and that every key and com
 
 soak: $(DEV_STAMP) ## The long tests: whole scenarios in message mode, many random scenarios
 	VPMU_SOAK=1 $(BIN)/pytest -m soak $(PYTEST_ARGS)
+
+container: $(DEV_STAMP) ## Build the image and run a cluster of it (needs root, buildah and debootstrap)
+	$(BIN)/pytest -m container tests/container $(PYTEST_ARGS)
+
+fuzz: $(DEV_STAMP) ## Put a million bad frames on a live hub (FUZZ_FRAMES)
+	$(BIN)/python -m tests.cluster.fuzz $(FUZZ_FRAMES)
+
+fuzz-atheris: $(DEV_STAMP) ## Fuzz the wire's decoder by coverage (needs the package atheris in .venv)
+	$(BIN)/python -m tests.cluster.fuzz_atheris -atheris_runs=$(ATHERIS_RUNS) -max_len=512
 
 ftest-profile: ## Record examples/ftest's Callgrind profile anew (needs gcc and valgrind)
 	$(MAKE) -C examples/ftest callgrind

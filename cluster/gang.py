@@ -79,7 +79,7 @@ class Member:
     def _on_peers(self, frame: Frame) -> None:
         _demand_coordinator(frame)
         for rank, endpoint in enumerate(_decode_peers(frame).endpoints):
-            self._hub.connect(rank, endpoint)
+            _connect(self._hub, rank, endpoint)
         self._peers_known.set()
 
     def _on_fail(self, frame: Frame) -> None:
@@ -108,6 +108,14 @@ class Member:
             left = nr_chunks - chunk - 1
             await self._hub.send(Kind.RESULT, COORDINATOR, proto.pack_bytes(part), request=left)
         await self._finished.wait()
+
+
+def _connect(hub: Hub, rank: int, endpoint: str) -> None:
+    """Open the way that a peer has told; what cannot be one is the peer's mistake."""
+    try:
+        hub.connect(rank, endpoint)
+    except LocalProtocolError as error:
+        raise RemoteProtocolError(str(error)) from None
 
 
 def _demand_coordinator(frame: Frame) -> None:
@@ -157,7 +165,7 @@ class Coordinator:
         if rank in self._endpoints:
             raise RemoteProtocolError("a second HELLO")
         self._endpoints[rank] = proto.unpack_bytes(frame.records).decode(errors="replace")
-        self._hub.connect(rank, self._endpoints[rank])
+        _connect(self._hub, rank, self._endpoints[rank])
         if len(self._endpoints) == self._nr_ranks:
             peers = PeerList([self._endpoints[each] for each in range(self._nr_ranks)])
             self._tell_all(Kind.PEERS, proto.pack_bytes(msgspec.msgpack.encode(peers)))

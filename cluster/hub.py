@@ -18,6 +18,7 @@ import trio
 from vpmu.actors.messages import Address
 from vpmu.cluster import proto
 from vpmu.cluster.errors import LocalProtocolError, RemoteProtocolError
+from vpmu.cluster.keys import RankKeys
 from vpmu.cluster.link import BACKLOG_BYTES, HIGH_WATER_FRAMES, Link
 from vpmu.cluster.proto import Frame, Header, Kind, U64Array
 
@@ -83,6 +84,8 @@ class Hub:
         This process's rank, or `proto.COORDINATOR`.
     high_water_frames, backlog_bytes : int
         Bounds on what waits per peer, see `link.Link`.
+    keys, insecure : RankKeys and bool, optional
+        Whether connections are CURVE's, see `link.Link`.
 
     Raises
     ------
@@ -99,6 +102,8 @@ class Hub:
         rank: int,
         high_water_frames: int = HIGH_WATER_FRAMES,
         backlog_bytes: int = BACKLOG_BYTES,
+        keys: RankKeys | None = None,
+        insecure: bool = False,
     ) -> None:
         self.run_number = run
         self.attempt = attempt
@@ -110,7 +115,11 @@ class Hub:
             endpoint,
             high_water_frames=high_water_frames,
             backlog_bytes=backlog_bytes,
+            keys=keys,
+            insecure=insecure,
+            on_refused=lambda reason: self._refuse(b"", reason),
         )
+        self._has_keys = keys is not None
         self._ranks: dict[bytes, int] = {}
         self._next_sent: dict[int, int] = {}
         self._next_received: dict[int, int] = {}
@@ -120,6 +129,8 @@ class Hub:
         self._received = _Tally()
         self._since_checkpoint = 0
         self._barrier: Callable[[], Awaitable[None]] | None = None
+        self.metrics: tuple[str, int | None] = ("", None)
+        """Where this process tells its figures, see `watch.serving`; None tells none."""
 
     def __enter__(self) -> Self:
         return self
@@ -323,7 +334,10 @@ class Hub:
     def _verify(self, identity: bytes, body: bytes | None) -> Frame | None:
         rank = self._ranks.get(identity)
         if rank is None:
-            self._refuse(identity)
+            self._refuse(identity, self._reason_to_refuse(identity))
+            return None
+        if self._has_keys and self._link.speaker != rank:
+            self._refuse(identity, f"rank {rank}, under the key of rank {self._link.speaker}")
             return None
         try:
             if body is None:
@@ -351,10 +365,10 @@ class Hub:
         if header.sequence != due:
             raise RemoteProtocolError(f"frame number {header.sequence} on this link, expected {due}")
 
-    def _refuse(self, identity: bytes) -> None:
+    def _refuse(self, identity: bytes, reason: str) -> None:
         self._nr_refused += 1
         if len(self.refused) < MAX_REFUSED:
-            self.refused.append(Refusal(identity, self._reason_to_refuse(identity)))
+            self.refused.append(Refusal(identity, reason))
 
     def _reason_to_refuse(self, identity: bytes) -> str:
         claim = proto.parse_routing_id(identity)

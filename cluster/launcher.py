@@ -24,16 +24,19 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 import trio
 
+from vpmu.cluster.certificates import security_of, write_certificates
 from vpmu.cluster.errors import GangError, RemoteProtocolError
 from vpmu.cluster.gang import Coordinator, GangStopped, Member
 from vpmu.cluster.hub import Hub, new_run_number
-from vpmu.cluster.link import local_endpoint
+from vpmu.cluster.keys import RankKeys, is_loopback
+from vpmu.cluster.link import address_endpoint, local_endpoint
 from vpmu.cluster.proto import COORDINATOR
+from vpmu.cluster.watch import LOOPBACK
+from vpmu.cluster.where import HERE, START_WITHIN_S, Where
 
 Entry = Callable[[Hub, int, bytes], Awaitable[bytes]]
 """What a rank runs: `async def entry(hub, rank, payload) -> bytes`."""
 
-START_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 0.25
 """How long a rank may take to stop once it is told to; then its process is killed."""
 
@@ -50,6 +53,15 @@ _DASK_CONFIG: Final = {
 }
 
 
+def dask_environment(*, require_encryption: bool) -> dict[str, str]:
+    """Return the variables by which a Dask process of its own gets the settings that a run needs."""
+    settings = _DASK_CONFIG | {"distributed.comm.require-encryption": require_encryption}
+    return {
+        "DASK_" + name.upper().replace(".", "__").replace("-", "_"): str(value)
+        for name, value in settings.items()
+    }
+
+
 class GangSpec(msgspec.Struct, frozen=True):
     """Everything a rank is told when its task starts; sent as MessagePack."""
 
@@ -60,6 +72,11 @@ class GangSpec(msgspec.Struct, frozen=True):
     directory: str
     entry: str
     payload: bytes
+    bind: str = ""
+    keys: RankKeys | None = None
+    insecure: bool = False
+    metrics: str = ""
+    metrics_port: int | None = None
 
 
 class RankFailure(msgspec.Struct, frozen=True):
@@ -78,7 +95,14 @@ class Workers(Protocol):
 
     `start` and `close` block and are called in a thread. `start` may be abandoned; `close` must
     then still leave nothing behind.
+
+    Attributes
+    ----------
+    private : bool
+        Whether nobody else hears what `submit` is given; keys go out no other way.
     """
+
+    private: bool = True
 
     def start(self) -> None:
         """Bring all workers up."""
@@ -92,9 +116,13 @@ class Workers(Protocol):
         """End all workers, killing those that are still busy."""
         ...
 
+    def address(self, rank: int) -> str:
+        """Return the address that a rank binds, known once `start` is done; empty for this machine's own."""
+        return ""
 
-class LocalWorkers:
-    """Worker processes on this machine, under Dask's `LocalCluster`: loopback only, no dashboard.
+
+class LocalWorkers(Workers):
+    """Worker processes on this machine, under Dask's `LocalCluster`: loopback only, TLS, no dashboard.
 
     Parameters
     ----------
@@ -127,6 +155,8 @@ class LocalWorkers:
             raise GangError(f"{self._nr_ranks} workers did not start within {START_WITHIN_S} s") from None
 
     def _open(self, dask: Any, distributed: Any) -> None:
+        tls = self._directory / "tls"
+        write_certificates(tls)
         resource_tracker.ensure_running()  # Note: it unblocks SIGINT in the thread that starts it
         with _sigint_blocked(), dask.config.set(_DASK_CONFIG):
             self._cluster = distributed.LocalCluster(
@@ -136,6 +166,8 @@ class LocalWorkers:
                 host="127.0.0.1",
                 silence_logs=logging.CRITICAL,
                 memory_limit=0,
+                protocol="tls://",
+                security=security_of(tls),
                 local_directory=str(self._directory),
                 scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
             )
@@ -148,7 +180,7 @@ class LocalWorkers:
         future = self._client.submit(
             rank_main, spec, rank, workers=[address], allow_other_workers=False, pure=False
         )
-        future.add_done_callback(lambda done: on_done(rank, _outcome(done)))
+        future.add_done_callback(lambda done: on_done(rank, outcome_of(done)))
 
     def close(self) -> None:
         """End client, workers and scheduler; a worker that is busy, or still starting, is killed."""
@@ -179,7 +211,8 @@ class LocalWorkers:
                     os.kill(process.pid, signal.SIGKILL)
 
 
-def _outcome(future: Any) -> bytes | BaseException:
+def outcome_of(future: Any) -> bytes | BaseException:
+    """Return what a future of Dask came to."""
     error = future.exception()
     return cast(bytes, future.result()) if error is None else cast(BaseException, error)
 
@@ -228,14 +261,45 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+CALLED_OFF_EVERY_S: Final = 1.0
+"""How often a rank asks Dask whether anybody still waits for it."""
+
+
+async def _watch_task() -> None:
+    """Stop the rank if Dask has given its task up: whoever started the run is gone, or wants it no more."""
+    called_off = _called_off()
+    while True:
+        await trio.sleep(CALLED_OFF_EVERY_S)
+        if called_off():
+            raise GangStopped("nobody waits for this rank any more")
+
+
+def _called_off() -> Callable[[], bool]:
+    """Return what says whether the Dask task of this thread was given up; without Dask none is."""
+    try:
+        import distributed
+
+        worker = distributed.get_worker()
+        tasks, key = worker.state.tasks, worker.get_current_task()
+    except ValueError:
+        return lambda: False
+    return lambda: key not in tasks or tasks[key].state != "executing"
+
+
 async def run_rank(spec: GangSpec, rank: int) -> None:
     """Run one rank: join the gang, run the entry, hand in its result, end when all have."""
     entry = load_entry(spec.entry)
-    endpoint = local_endpoint(spec.transport, Path(spec.directory))
-    with Hub(endpoint, run=spec.run, attempt=spec.attempt, rank=rank) as hub:
+    if spec.bind:
+        endpoint = address_endpoint(spec.bind)
+    else:
+        endpoint = local_endpoint(spec.transport, Path(spec.directory))
+    fence = {"run": spec.run, "attempt": spec.attempt, "rank": rank}
+    with Hub(endpoint, **fence, keys=spec.keys, insecure=spec.insecure) as hub:
+        hub.metrics = spec.metrics, spec.metrics_port
         member = Member(hub, spec.coordinator)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hub.run)
+            nursery.start_soon(_watch_task)
             await member.join()
             await member.leave(await entry(hub, rank, spec.payload))
             nursery.cancel_scope.cancel()
@@ -255,15 +319,14 @@ class _Gang:
         self._tasks_done = 0
         self._all_done = trio.Event()
 
-    async def run(self, spec: GangSpec, start_within_s: float) -> list[bytes]:
-        await trio.to_thread.run_sync(self._workers.start, abandon_on_cancel=True)
-        packed = msgspec.msgpack.encode(spec)
+    async def run(self, spec: GangSpec, keys: dict[int, RankKeys], start_within_s: float) -> list[bytes]:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.hub.run)
                 nursery.start_soon(self._raise_failure)
                 for rank in range(self._nr_ranks):
-                    self._workers.submit(rank, packed, self._on_done)
+                    own = self._own(spec, rank, keys)
+                    self._workers.submit(rank, msgspec.msgpack.encode(own), self._on_done)
                 await self._coordinator.wait_started(start_within_s)
                 results = await self._coordinator.results()
                 with trio.move_on_after(STOP_WITHIN_S):
@@ -273,6 +336,16 @@ class _Gang:
         except BaseException:
             self._coordinator.stop("another rank failed, or the run was stopped")
             raise
+
+    def _own(self, spec: GangSpec, rank: int, keys: dict[int, RankKeys]) -> GangSpec:
+        """Return what one rank is told: where it is, and its keys."""
+        bind = self._workers.address(rank) or spec.bind
+        # On loopback unless asked for: what a process tells Prometheus, it tells everybody.
+        metrics = bind if spec.metrics and not is_loopback(spec.metrics) else LOOPBACK
+        port = None if spec.metrics_port is None else spec.metrics_port + 1 + rank
+        return msgspec.structs.replace(
+            spec, bind=bind, keys=keys.get(rank), metrics=metrics or LOOPBACK, metrics_port=port
+        )
 
     def _on_done(self, rank: int, outcome: bytes | BaseException) -> None:
         with suppress(trio.RunFinishedError):
@@ -322,7 +395,7 @@ async def run_gang(
     *,
     attempt: int = 0,
     transport: str = "tcp",
-    start_within_s: float = START_WITHIN_S,
+    where: Where = HERE,
     open_workers: Callable[[int, Path], Workers] = LocalWorkers,
     register: Callable[[Hub], None] | None = None,
 ) -> list[bytes]:
@@ -340,9 +413,9 @@ async def run_gang(
     attempt : int
         Which start of the run this is; frames of another are refused.
     transport : str
-        `tcp` or `ipc`.
-    start_within_s : float
-        Longest time from the workers being up to all ranks being ready.
+        `tcp` or `ipc`, for links that do not leave this machine.
+    where : Where
+        Where the ranks are, who may hear them, and how long they may take to come.
     open_workers : callable
         Makes the workers from their number and a scratch directory.
     register : callable, optional
@@ -359,23 +432,31 @@ async def run_gang(
         If a rank fails, its process is lost or it does not come: named, with its traceback's text.
         All other ranks are stopped and no process is left.
     ValueError
-        If `nr_ranks` or `entry` makes no sense.
+        If `nr_ranks`, `entry` or `where` makes no sense.
     """
+    where.check()
     if not 1 <= nr_ranks < COORDINATOR:
         raise ValueError(f"nr_ranks is {nr_ranks}, expected 1 to {COORDINATOR - 1}")
     load_entry(entry)
     run = new_run_number()
     with tempfile.TemporaryDirectory(prefix="vpmu-", ignore_cleanup_errors=True) as name:
         workers = open_workers(nr_ranks, Path(name))
-        endpoint = local_endpoint(transport, Path(name))
-        with Hub(endpoint, run=run, attempt=attempt, rank=COORDINATOR) as hub:
-            if register is not None:
-                register(hub)
-            spec = GangSpec(run, attempt, hub.endpoint, transport, name, entry, payload)
-            try:
-                return await _Gang(hub, workers, nr_ranks).run(spec, start_within_s)
-            except BaseExceptionGroup as group:
-                raise _first(group) from None
-            finally:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(partial(workers.close))
+        endpoint = where.endpoint(transport, Path(name))
+        try:
+            await trio.to_thread.run_sync(workers.start, abandon_on_cancel=True)
+            keys = where.keys(nr_ranks, private=workers.private)
+            fence = {"run": run, "attempt": attempt, "rank": COORDINATOR}
+            with Hub(endpoint, **fence, keys=keys.get(COORDINATOR), insecure=where.insecure) as hub:
+                if register is not None:
+                    register(hub)
+                spec = GangSpec(run, attempt, hub.endpoint, transport, name, entry, payload, where.bind)
+                spec = msgspec.structs.replace(
+                    spec, insecure=where.insecure, metrics=where.metrics, metrics_port=where.metrics_port
+                )
+                try:
+                    return await _Gang(hub, workers, nr_ranks).run(spec, keys, where.start_within_s)
+                except BaseExceptionGroup as group:
+                    raise _first(group) from None
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(partial(workers.close))

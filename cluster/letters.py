@@ -60,6 +60,8 @@ _ROWS_OF_VCPU, _ROWS_OF_SHARE, _ROWS_MOVE = 1, 2, 3
 _ACCESS, _DONE = int(GUEST_ACCESS), int(GUEST_DONE)
 _RECORD_ACCESS, _RECORD_PMI = int(RECORD_ACCESS), int(RECORD_PMI)
 _PMI_FOLLOWS: Final = 1
+_PASSED_WORDS: Final = range(3, 1 << 20, 2)
+"""What, when, how many come, and two words for each vCPU that goes."""
 
 
 def _pack_words(words: Words) -> U64Array:
@@ -352,7 +354,7 @@ class Reader:
             return Waiting(source, now, None, words[1:])
         if source.kind == ActorKind.HOST_PERF and what == _WINDOW_GIVE:
             return GiveRows(source, now)
-        if source.kind == ActorKind.HOST_PERF and what == _WINDOW_PASSED and len(words) % 2 == 1:
+        if source.kind == ActorKind.HOST_PERF and what == _WINDOW_PASSED and len(words) in _PASSED_WORDS:
             pairs = zip(words[3::2], words[4::2], strict=True)
             goings = tuple((index, self.address(number)) for index, number in pairs)
             return Passed(source, now, words[1], words[2], goings)

@@ -15,6 +15,7 @@ swallow that news. The rules that follow from it, kept here and nowhere else:
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import select
@@ -30,6 +31,8 @@ import zmq
 
 from vpmu.cluster import proto
 from vpmu.cluster.errors import LocalProtocolError
+from vpmu.cluster.keys import RankKeys, needs_keys
+from vpmu.cluster.zap import Authenticator, OnRefused
 
 HIGH_WATER_FRAMES: Final = 256
 """Frames that ZeroMQ holds per peer and direction."""
@@ -76,6 +79,22 @@ class Link:
         Frames that ZeroMQ may hold per peer and direction.
     backlog_bytes : int
         Bytes that may wait here per peer before senders have to.
+    keys : RankKeys, optional
+        With them every connection is CURVE's; without, no connection may leave this machine.
+    insecure : bool
+        Let connections leave this machine without keys.
+    on_refused : callable, optional
+        Told why a peer was not let in; needed with `keys`.
+
+    Attributes
+    ----------
+    speaker : int or None
+        The rank whose key the last received message came under; None without keys.
+
+    Raises
+    ------
+    LocalProtocolError
+        If the endpoint would be heard on other machines without keys.
     """
 
     def __init__(
@@ -83,10 +102,17 @@ class Link:
         identity: bytes,
         endpoint: str,
         *,
+        keys: RankKeys | None = None,
+        insecure: bool = False,
+        on_refused: OnRefused | None = None,
         high_water_frames: int = HIGH_WATER_FRAMES,
         backlog_bytes: int = BACKLOG_BYTES,
     ) -> None:
         self._identity = identity
+        self._keys = keys
+        self._insecure = insecure
+        self.speaker: int | None = None
+        self._demand_keys(endpoint)
         self._high_water_frames = high_water_frames
         self._backlog_limit = backlog_bytes
         self._peers: dict[int, Peer] = {}
@@ -97,7 +123,11 @@ class Link:
         self._nr_in_a_row = 0
         self._poller = select.poll()
         self._poller.register(self._router_fd, select.POLLIN)
+        self._authenticator: Authenticator | None = None
+        if keys is not None:
+            self._authenticator = Authenticator(self._router, keys, on_refused or _ignore)
         try:
+            self._router.setsockopt(zmq.IPV6, int("[" in endpoint))
             self._router.bind(endpoint)
         except zmq.ZMQError:
             self.close()
@@ -111,19 +141,41 @@ class Link:
         socket.setsockopt(zmq.MAXMSGSIZE, proto.MAX_FRAME_BYTES)
         return socket
 
+    def _demand_keys(self, endpoint: str) -> None:
+        if self._keys is None and not self._insecure and needs_keys(endpoint):
+            raise LocalProtocolError(f"{endpoint} is heard on other machines, and this run has no keys")
+
     def connect(self, rank: int, endpoint: str) -> None:
-        """Open the way to `rank`; LocalProtocolError if there is one already."""
+        """Open the way to `rank`.
+
+        Raises
+        ------
+        LocalProtocolError
+            If there is one already, the endpoint is none, or it is on another machine and there is no key.
+        """
         if rank in self._peers:
             raise LocalProtocolError(f"rank {rank} is connected already")
+        self._demand_keys(endpoint)
         dealer = self._socket(zmq.DEALER)
         dealer.setsockopt(zmq.ROUTING_ID, self._identity)
-        dealer.connect(endpoint)
+        try:
+            if self._keys is not None:
+                dealer.curve_publickey = self._keys.public
+                dealer.curve_secretkey = self._keys.secret
+                dealer.curve_serverkey = self._keys.allowed[rank]
+            dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
+            dealer.connect(endpoint)
+        except (zmq.ZMQError, KeyError):
+            dealer.close()
+            raise LocalProtocolError(f"{endpoint!r} is no way to rank {rank}") from None
         self._peers[rank] = Peer(dealer)
 
     @contextmanager
     def flushing_in(self, nursery: trio.Nursery) -> Iterator[None]:
-        """Let flushers run in `nursery`: one per backlog, for as long as there is one."""
+        """Let flushers run in `nursery`, one per backlog, and with keys what lets peers in."""
         self._nursery = nursery
+        if self._authenticator is not None:
+            nursery.start_soon(self._authenticator.run)
         for peer in self._peers.values():
             if peer.backlog:
                 nursery.start_soon(self._flush, peer)
@@ -197,7 +249,7 @@ class Link:
             self._nr_in_a_row = 0
             return None
         try:
-            identity = router.recv(_NOBLOCK)
+            identity = router.recv(_NOBLOCK) if self._keys is None else self._receive_named()
         except zmq.Again:
             self._nr_in_a_row = 0
             return self.receive_nowait()
@@ -209,6 +261,12 @@ class Link:
         while router.get(_RCVMORE):
             router.recv(_NOBLOCK)
         return identity, None
+
+    def _receive_named(self) -> bytes:
+        """Return the next routing id, and note under whose key it came."""
+        part = self._router.recv(_NOBLOCK, copy=False)
+        self.speaker = int(part["User-Id"])
+        return part.bytes
 
     async def wait_received(self) -> None:
         """Wait until `receive_nowait` may have something.
@@ -233,6 +291,10 @@ class Link:
     def close(self) -> None:
         """Close every socket at once and drop what they hold; closing twice is fine."""
         self._context.destroy(linger=0)
+
+
+def _ignore(_: str) -> None:
+    """Hear that a peer was refused, where nobody counts."""
 
 
 def _events(socket: zmq.Socket[bytes]) -> int:
@@ -261,3 +323,17 @@ def local_endpoint(transport: str, directory: Path | None = None) -> str:
     if directory is None or os.stat(directory).st_mode & 0o077:
         raise ValueError(f"ipc needs a directory that is closed to others, not {directory}")
     return f"ipc://{directory / secrets.token_hex(8)}"
+
+
+def address_endpoint(address: str) -> str:
+    """Return an endpoint to bind: a free port of an address of this machine.
+
+    Raises
+    ------
+    ValueError
+        If it is not one address that others could be told: a name, or all addresses at once.
+    """
+    host = ipaddress.ip_address(address)
+    if host.is_unspecified or host.is_multicast:
+        raise ValueError(f"{address} is not an address by which others reach this machine")
+    return f"tcp://[{host}]:*" if host.version == 6 else f"tcp://{host}:*"

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -32,9 +33,14 @@ from vpmu.cluster.hub import Hub, Refusal
 from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
 from vpmu.cluster.placement import Policy
 from vpmu.cluster.proto import Frame, Kind, U64Array
+from vpmu.cluster.watch import Waits, Watch, serving
+from vpmu.cluster.where import HERE, Where
 from vpmu.kernels.designs import registry
 from vpmu.kernels.jit import Arena
 from vpmu.kernels.log import RECORD_ACCESS, RECORD_INTERVAL, RECORD_WORDS
+
+if TYPE_CHECKING:
+    from vpmu.cluster.seat import Seat
 
 ENTRY = "vpmu.cluster.node:play"
 _KIND = np.uint64(0xFF)
@@ -43,6 +49,8 @@ BATCH = 1 << 15
 
 OnRecords = Callable[[Arena], None]
 OnProgress = Callable[[int], None]
+OnWaits = Callable[[list[Waits]], None]
+"""Takes where the time of each rank went so far, in rank order."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -72,6 +80,7 @@ class Share(msgspec.Struct, frozen=True):
     accesses: int
     frames: dict[str, int]
     refused: list[str]
+    waits: Waits = Waits()
 
 
 @dataclass(slots=True)
@@ -86,11 +95,14 @@ class WorkersOutcome:
         Frames that were sent, by kind.
     refused : list of str
         Frames of strangers: who refused them, and why.
+    waits : list of Waits
+        Where the time of each rank went.
     """
 
     arena: Arena
     frames: dict[str, int] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
+    waits: list[Waits] = field(default_factory=list)
 
 
 def pack_part(machine: Machine, workers: int, place: Policy, messages: bool) -> bytes:
@@ -142,11 +154,12 @@ async def play(hub: Hub, rank: int, payload: bytes) -> bytes:
 
     machine = unpack_machine(part)
     seat = Seat(hub, rank, machine, assign(machine, part.workers, part.place, part.messages))
-    await seat.run()
-    return msgspec.msgpack.encode(_share(hub, machine, seat.owned()))
+    with serving(seat.watch, *hub.metrics):
+        await seat.run()
+    return msgspec.msgpack.encode(_share(hub, machine, seat))
 
 
-def _share(hub: Hub, machine: Machine, owned: list[tuple[int, int]]) -> Share:
+def _share(hub: Hub, machine: Machine, seat: Seat) -> Share:
     from vpmu.cluster import letters
     from vpmu.kernels.columns import R_ACCESSES
 
@@ -154,11 +167,12 @@ def _share(hub: Hub, machine: Machine, owned: list[tuple[int, int]]) -> Share:
         kind.name: count for kind, count in hub.statistics().frames_sent.items() if kind in letters.KINDS
     }
     return Share(
-        proto.pack_rows(machine.arena, owned).tobytes(),
+        proto.pack_rows(machine.arena, seat.owned()).tobytes(),
         machine.table("action").tobytes(),
         int(machine.arena[R_ACCESSES]),
         frames,
         [refusal.reason for refusal in hub.refused],
+        seat.watch.waits(),
     )
 
 
@@ -171,7 +185,11 @@ class _Home:
         on_progress: OnProgress | None,
         nr_ranks: int,
         observers: Sequence[Observer],
+        on_waits: OnWaits | None = None,
     ) -> None:
+        self._on_waits = on_waits
+        self._waits = [Waits()] * nr_ranks
+        self.watch = Watch(self.clock_ns, len(machine.vcpus), labels={"rank": "coordinator"})
         self._machine = machine
         self._observers = observers
         self._on_progress = on_progress
@@ -183,6 +201,8 @@ class _Home:
     def register(self, hub: Hub) -> None:
         """Take records and clocks."""
         self.refused = hub.refused
+        self.watch.hub = hub
+        self.watch.begin()
         hub.on_kind(Kind.RECORDS, self._on_records)
         hub.on_kind(Kind.WINDOW, self._on_clock)
 
@@ -195,11 +215,19 @@ class _Home:
             each.take(frame.records)
 
     def _on_clock(self, frame: Frame) -> None:
-        if (frame.header.nr_records, frame.header.words) != (1, 1):
-            raise RemoteProtocolError("a clock of more than one word")
-        (self._clocks[frame.header.source_rank],) = frame.record()
+        if (frame.header.nr_records, frame.header.words) != (1, 4):
+            raise RemoteProtocolError("a clock of more or less than four words")
+        rank = frame.header.source_rank
+        self._clocks[rank], *waits = frame.record()
+        self._waits[rank] = Waits.of_words(*waits)
         if self._on_progress is not None:
-            self._on_progress(min((clock for clock in self._clocks.values() if clock), default=0))
+            self._on_progress(self.clock_ns())
+        if self._on_waits is not None:
+            self._on_waits(self._waits)
+
+    def clock_ns(self) -> int:
+        """Return how far the slowest rank has come, of those that have said so."""
+        return min((clock for clock in self._clocks.values() if clock), default=0)
 
     def hand_over(self, on_records: OnRecords) -> None:
         """Hand all records over in the order of time, actor and sequence: a function of the run alone."""
@@ -232,6 +260,7 @@ class _Home:
             except (msgspec.MsgspecError, RemoteProtocolError, ValueError) as error:
                 raise GangError(f"what it handed in is no result: {error}", rank) from None
             accesses += share.accesses
+            outcome.waits.append(share.waits)
             for kind, count in share.frames.items():
                 outcome.frames[kind] = outcome.frames.get(kind, 0) + count
             outcome.refused += [f"rank {rank} refused a frame: {reason}" for reason in share.refused]
@@ -284,8 +313,10 @@ async def run_machine_on_workers(
     messages: bool = False,
     on_records: OnRecords | None = None,
     on_progress: OnProgress | None = None,
+    on_waits: OnWaits | None = None,
     observers: Sequence[Observer] = (),
     open_workers: Callable[[int, Path], Workers] = LocalWorkers,
+    where: Where = HERE,
 ) -> WorkersOutcome:
     """Run a machine to its end over several processes; its result is that of one process, to the byte.
 
@@ -303,9 +334,11 @@ async def run_machine_on_workers(
         Takes all records, ``uint64[n, 8]``, sorted by time, actor and sequence, once the run is complete.
     on_progress : callable, optional
         Takes the virtual time, ns, that the slowest rank has come to.
+    on_waits : callable, optional
+        Takes where the time of each rank went, as they say it.
     observers : sequence of Observer
         Who follows a vCPU while the run goes on; made for this machine.
-    open_workers : callable
+    open_workers, where : callable and Where
         See `launcher.run_gang`.
 
     Raises
@@ -315,15 +348,17 @@ async def run_machine_on_workers(
     """
     # Ctrl-C need not wait until all is compiled.
     await trio.to_thread.run_sync(_compile_kernels, abandon_on_cancel=True)
-    home = _Home(machine, on_progress, workers, observers)
-    results = await run_gang(
-        workers,
-        ENTRY,
-        pack_part(machine, workers, place, messages),
-        transport="ipc",
-        open_workers=open_workers,
-        register=home.register,
-    )
+    home = _Home(machine, on_progress, workers, observers, on_waits)
+    with serving(home.watch, where.metrics, where.metrics_port):
+        results = await run_gang(
+            workers,
+            ENTRY,
+            pack_part(machine, workers, place, messages),
+            transport="ipc",
+            where=where,
+            open_workers=open_workers,
+            register=home.register,
+        )
     outcome = home.merge(results)
     for each in observers:
         each.close()

@@ -21,6 +21,7 @@ from vpmu.cluster.hub import Hub
 from vpmu.cluster.letters import KINDS, Reader, send
 from vpmu.cluster.proto import COORDINATOR, Frame, Kind
 from vpmu.cluster.roles import Roles, vms_of
+from vpmu.cluster.watch import Watch
 from vpmu.kernels.columns import (
     H_REMOTE,
     HOST_COLUMNS,
@@ -84,6 +85,7 @@ class Seat:
         self._actors: dict[Address, Actor] = {address: vm for vm in self.vms for address in vm.addresses()}
         self._actors.update(self.perfs)
         self._actors.update(dict.fromkeys(self.cpus.addresses(), self.cpus))
+        self.watch = Watch(self.clock_ns, self._nr_vcpus(), hub=hub, labels={"rank": str(rank)})
         self._log_half = int(machine.arena[R_LOG_CAPACITY]) // 2
         self._begin_window()
         for kind in KINDS:
@@ -140,6 +142,10 @@ class Seat:
         for frame in later:
             self._on_letter(frame)
 
+    def _nr_vcpus(self) -> int:
+        here = self._roles.rank_of
+        return sum(here.get(vcpu(each.index)) == self._rank for each in self._machine.vcpus)
+
     def _on_letter(self, frame: Frame) -> None:
         if self._barrier.waits and frame.header.source_rank in self._barrier.told_by:
             self._later.append(frame)
@@ -174,6 +180,7 @@ class Seat:
     def _turn(self) -> bool:
         """Advance once; what is left to do is left to `run`."""
         effects, more = self.cpus.turn()
+        self.watch.stops += 1 + len(effects)
         self._send(effects)
         if more or self.cpus.finished:
             self._kick.set()
@@ -207,6 +214,7 @@ class Seat:
     async def run(self) -> None:
         """Take part until every physical CPU of the run is at the end."""
         await self._hub.wait_go()
+        self.watch.begin()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_turns)
             await self._over.wait()
@@ -247,7 +255,7 @@ class Seat:
         now = trio.current_time()
         if now >= self._told_at + TELL_EVERY_S and self._rank in self._roles.cpu_ranks():
             self._told_at = now
-            clock = np.array([[self.clock_ns()]], dtype=np.uint64)
+            clock = np.array([[self.clock_ns(), *self.watch.waits().words()]], dtype=np.uint64)
             # Behind many records there may be no room for it at once.
             await self._hub.send(Kind.WINDOW, COORDINATOR, clock)
 

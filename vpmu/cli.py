@@ -38,7 +38,40 @@ program_app = typer.Typer(rich_markup_mode=None, help="Programs that guests exec
 scenario_app = typer.Typer(rich_markup_mode=None, help="Scenario files.")
 app.add_typer(program_app, name="program")
 app.add_typer(scenario_app, name="scenario")
+cluster_app = typer.Typer(rich_markup_mode=None, help="Processes of other machines.")
+app.add_typer(cluster_app, name="cluster")
 
+Keys = Annotated[
+    Path | None,
+    typer.Option("--keys", metavar="DIR", envvar="VPMU_KEYS", help="What `vpmu cluster keys` made."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Do without TLS and CURVE.")]
+Bind = Annotated[
+    str,
+    typer.Option(
+        "--bind",
+        metavar="ADDRESS",
+        help="Where others reach this machine: address or interface; default: loopback.",
+    ),
+]
+
+Scheduler = Annotated[
+    str,
+    typer.Option(
+        metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER", help="Run on the workers of this Dask cluster."
+    ),
+]
+SchedulerArgument = Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")]
+Tls = Annotated[
+    tuple[str, str, str],
+    typer.Option("--tls", metavar="CA CERT KEY", help="PEM files, instead of --keys or Dask's settings."),
+]
+WaitWorkers = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0, help="How long workers may take to come.")
+]
+Metrics = Annotated[
+    str, typer.Option(metavar="[ADDRESS:]PORT", help="Tell Prometheus there what each process does.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. vm.guest.vcpus=2; may be repeated."),
@@ -102,6 +135,13 @@ def run(
         bool,
         typer.Option("--perf-data", help="Write the guests' perf sessions as perf's own files; needs --out."),
     ] = False,
+    scheduler: Scheduler = "",
+    keys: Keys = None,
+    tls: Tls = ("", "", ""),
+    bind: Bind = "",
+    insecure: Insecure = False,
+    wait_workers: WaitWorkers = 60.0,
+    metrics: Metrics = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no tables and no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
     progress: Annotated[
@@ -109,8 +149,18 @@ def run(
     ] = None,
 ) -> int:
     """Run a scenario under one or more designs."""
+    from vpmu.command_cluster import where_of
     from vpmu.command_run import Output, run_command
 
+    where = where_of(
+        scheduler=scheduler,
+        bind=bind,
+        insecure=insecure,
+        keys=keys,
+        tls=tls,
+        wait_s=wait_workers,
+        metrics=metrics,
+    )
     changes = list(overrides or [])
     if seed is not None:
         changes.append(f"seed={seed}")
@@ -127,6 +177,7 @@ def run(
         out=out,
         keep=keep,
         perf_data=perf_data,
+        where=where,
         output=output,
     )
 
@@ -259,6 +310,61 @@ def program_show(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     from vpmu.program.cli import show_table
 
     output_console().print(show_table(file))
+
+
+@cluster_app.command("keys")
+def cluster_keys(
+    directory: Annotated[Path, typer.Argument(metavar="DIR")],
+    days: Annotated[int, typer.Option(min=1, help="How long they are valid.")] = 365,
+) -> None:
+    """Make TLS certificates for a scheduler, its workers and their clients."""
+    from vpmu.command_cluster import keys_command
+
+    typer.echo(keys_command(directory, days))
+
+
+@cluster_app.command("scheduler")
+def cluster_scheduler(
+    keys: Keys = None,
+    bind: Bind = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where it listens.")] = 8786,
+    dashboard: Annotated[
+        str, typer.Option(metavar="ADDRESS:PORT", help="Dask's own dashboard.")
+    ] = "127.0.0.1:8787",
+    insecure: Insecure = False,
+) -> None:
+    """Be the scheduler of a Dask cluster."""
+    from vpmu.command_cluster import scheduler_command
+
+    scheduler_command(keys, bind, port, dashboard, insecure=insecure)
+
+
+@cluster_app.command("worker")
+def cluster_worker(
+    scheduler: SchedulerArgument,
+    keys: Keys = None,
+    bind: Bind = "127.0.0.1",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one rank each.")] = 1,
+    insecure: Insecure = False,
+) -> None:
+    """Be a worker of a Dask cluster, in one or several processes."""
+    from vpmu.command_cluster import worker_command
+
+    worker_command(scheduler, keys, bind, workers, insecure=insecure)
+
+
+@cluster_app.command("status")
+def cluster_status(
+    scheduler: SchedulerArgument,
+    keys: Keys = None,
+    insecure: Insecure = False,
+    at_least: Annotated[int, typer.Option(min=0, help="Workers that it has to have.")] = 1,
+) -> None:
+    """Say who is in a Dask cluster; exit status 1 if it has too few workers or does not answer."""
+    from vpmu.command_cluster import status_command, where_of
+
+    where = where_of(scheduler=scheduler, bind="", insecure=insecure, keys=keys, wait_s=5)
+    typer.echo(status_command(where, at_least))
 
 
 @app.command("compile")

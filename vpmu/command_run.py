@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vpmu.cluster.watch import Waits
+from vpmu.cluster.where import HERE, Where
 from vpmu.designs import find_design
 from vpmu.errors import Interrupted, UserError
 from vpmu.options import DEFAULT_DESIGNS, PLACES, Executor, RunOptions
@@ -46,6 +48,7 @@ def run_command(
     out: Path | None,
     keep: str,
     perf_data: bool = False,
+    where: Where = HERE,
     output: Output,
     execute: Executor | None = None,
 ) -> int:
@@ -64,7 +67,10 @@ def run_command(
         out=None if out is None else check_out_directory(out),
         keep=parse_keep(keep),
         perf_data=perf_data,
+        where=where,
     )
+    waits: dict[str, list[Waits]] = {}
+    options = replace(options, on_waits=lambda design, found: waits.update({design: list(found)}))
     status, started = 0, time.perf_counter()
     try:
         result = _execute(scenario, options, output, execute)
@@ -75,9 +81,9 @@ def run_command(
         result, status = stopped.result, EXIT_INTERRUPTED
     wall_s = time.perf_counter() - started
     if options.out is not None:
-        write_results(options.out, result, timing=_timing(result, options, wall_s))
+        write_results(options.out, result, timing=_timing(result, options, wall_s) | _waits_of(waits))
     if not output.quiet:
-        _print(result, output, wall_s)
+        _print(result, output, wall_s, waits)
     return status
 
 
@@ -152,6 +158,14 @@ def _execute(scenario: Scenario, options: RunOptions, output: Output, execute: E
     from vpmu.console import progress_bars
 
     with progress_bars(scenario.until_ns) as progress:
+        kept = options.on_waits
+
+        def show_and_keep(design: str, waits: list[Waits]) -> None:
+            progress.show_waits(design, waits)
+            if kept is not None:
+                kept(design, waits)
+
+        options = replace(options, on_waits=show_and_keep)
         return trio.run(execute, scenario, options, progress)
 
 
@@ -173,7 +187,17 @@ def _timing(result: RunResult, options: RunOptions, wall_s: float) -> dict[str, 
     }
 
 
-def _print(result: RunResult, output: Output, wall_s: float) -> None:
+def _waits_of(waits: dict[str, list[Waits]]) -> dict[str, float | int | str]:
+    """Return where the time of each worker went, for timing.json."""
+    return {
+        f"{design}.worker_{rank}.{name}_s": round(seconds, 3)
+        for design, found in waits.items()
+        for rank, each in enumerate(found)
+        for name, seconds in (("busy", each.busy_s), ("queue", each.queue_s), ("peers", each.peers_s))
+    }
+
+
+def _print(result: RunResult, output: Output, wall_s: float, waits: dict[str, list[Waits]]) -> None:
     if output.as_json:
         sys.stdout.write(summary_bytes(result).decode())
         return
@@ -184,3 +208,9 @@ def _print(result: RunResult, output: Output, wall_s: float) -> None:
     print_run(result, console)
     virtual_s = sum(design.end_ns for design in result.designs.values()) / NS_PER_S
     console.print(f"{virtual_s:.2f} s of virtual time in {wall_s:.2f} s")
+    for design, found in waits.items():
+        for rank, each in enumerate(found):
+            console.print(
+                f"{design}, worker {rank}: worked {each.busy_s:.2f} s, waited {each.queue_s:.2f} s for a "
+                f"processor and {each.peers_s:.2f} s ({each.peers_share:.0%}) for its peers"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
@@ -15,9 +15,11 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from vpmu.cluster.watch import Waits
 from vpmu.units import NS_PER_S
 
 PLAIN_WIDTH: Final = 160
+MOST_WAITS_SHOWN: Final = 8
 
 
 def output_console() -> Console:
@@ -34,25 +36,50 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     output_console().print(table)
 
 
+class ProgressBars:
+    """A bar per design; called with a design and its virtual time, ns, it moves that design's."""
+
+    def __init__(self, bar: Bar, until_ns: int) -> None:
+        self._bar = bar
+        self._until_ns = until_ns
+        self._tasks: dict[str, tuple[TaskID, float]] = {}
+
+    def _task(self, design: str) -> tuple[TaskID, float]:
+        if design not in self._tasks:
+            task = self._bar.add_task(design, total=self._until_ns, at="", waits="")
+            self._tasks[design] = task, monotonic()
+        return self._tasks[design]
+
+    def __call__(self, design: str, at_ns: int) -> None:
+        """Show how far a design's virtual time has come, ns, and how fast it passes."""
+        task, started = self._task(design)
+        self._bar.update(task, completed=at_ns, at=_speed(at_ns, monotonic() - started))
+
+    def show_waits(self, design: str, waits: Sequence[Waits]) -> None:
+        """Show how much of its time each worker waited for the others."""
+        self._bar.update(self._task(design)[0], waits=waits_text(waits))
+
+
 @contextmanager
-def progress_bars(until_ns: int) -> Iterator[Callable[[str, int], None]]:
+def progress_bars(until_ns: int) -> Iterator[ProgressBars]:
     """Show a bar per design on standard error, in virtual time up to `until_ns`; yield what moves them."""
-    tasks: dict[str, tuple[TaskID, float]] = {}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[at]}"),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[waits]}"),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
+        yield ProgressBars(bar, until_ns)
 
-        def advance(design: str, at_ns: int) -> None:
-            if design not in tasks:
-                tasks[design] = bar.add_task(design, total=until_ns, at=""), monotonic()
-            task, started = tasks[design]
-            bar.update(task, completed=at_ns, at=_speed(at_ns, monotonic() - started))
 
-        yield advance
+def waits_text(waits: Sequence[Waits]) -> str:
+    """Say how much of its time each worker waited for its peers; of many, the least and the most."""
+    shares = [round(100 * each.peers_share) for each in waits]
+    if len(shares) <= MOST_WAITS_SHOWN:
+        return "waits " + " ".join(f"{share} %" for share in shares) if shares else ""
+    return f"{len(shares)} workers wait {min(shares)} to {max(shares)} %"
 
 
 def _speed(at_ns: int, wall_s: float) -> str:

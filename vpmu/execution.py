@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,9 +161,12 @@ async def _run_design(
     machine.arena[R_KEEP] = kept_kinds(options)
     sink = _Sink(options, name, _open_perf(scenario, programs, machine, options))
     frames: dict[str, int] = {}
+    tell = options.on_waits
+    on_waits = None if tell is None else lambda waits: tell(name, waits)
     complete = False
     try:
-        if options.workers > 1 or options.messages:
+        if options.workers > 1 or options.messages or options.where.scheduler:
+            from vpmu.cluster.dask_workers import opener
             from vpmu.cluster.node import run_machine_on_workers
 
             outcome = await run_machine_on_workers(
@@ -171,13 +176,19 @@ async def _run_design(
                 messages=options.messages,
                 on_records=sink.take,
                 on_progress=None if progress is None else lambda at_ns: progress(name, at_ns),
+                on_waits=on_waits,
+                open_workers=opener(options.where),
+                where=options.where,
             )
             machine.arena[:] = outcome.arena
             frames = outcome.frames
+            if on_waits is not None:
+                on_waits(outcome.waits)
             for line in outcome.refused:
                 _LOG.warning(line)
         else:
-            await _advance(machine, sink, name, progress)
+            with _watched(machine, options):
+                await _advance(machine, sink, name, progress)
         result = collect(machine, sink.samples)
         result.frames = frames
         if options.out is not None:
@@ -212,6 +223,18 @@ def _open_perf(
     from vpmu.perfdata.output import PerfOutput
 
     return PerfOutput(options.out, machine, scenario, programs)
+
+
+@contextmanager
+def _watched(machine: Machine, options: RunOptions) -> Iterator[None]:
+    """Tell the figures of a run of one process, if that is asked for."""
+    from vpmu.actors.local import clock_ns
+    from vpmu.cluster.watch import Watch, serving
+
+    watch = Watch(lambda: clock_ns(machine), len(machine.vcpus), labels={"rank": "0"})
+    watch.begin()
+    with serving(watch, options.where.metrics, options.where.metrics_port):
+        yield
 
 
 async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:

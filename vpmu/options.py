@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from vpmu.cluster.watch import Waits
+from vpmu.cluster.where import HERE, Where
 from vpmu.records import DEFAULT_KEEP
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ PLACES: Final = ("packed", "spread")
 
 Progress = Callable[[str, int], None]
 """Called with a design's name and how far its virtual time has come, ns."""
+OnWaits = Callable[[str, list[Waits]], None]
+"""Called with a design's name and where the time of each of its processes went so far."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class RunOptions:
         Kinds of records to write, of `vpmu.records.KEEP_CHOICES`.
     perf_data : bool
         Write the guests' perf sessions as perf's own files, too; needs `out`.
+    where : Where
+        Where the processes are, and who may hear them.
+    on_waits : callable, optional
+        Told where the time of each process goes, while the run goes on and at its end.
     """
 
     designs: tuple[str, ...] = DEFAULT_DESIGNS
@@ -50,6 +58,8 @@ class RunOptions:
     out: Path | None = None
     keep: frozenset[str] = DEFAULT_KEEP
     perf_data: bool = False
+    where: Where = HERE
+    on_waits: OnWaits | None = None
 
 
 Executor = Callable[["Scenario", RunOptions, Progress | None], Awaitable["RunResult"]]

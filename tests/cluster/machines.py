@@ -155,7 +155,7 @@ async def run_in_threads(machine: Machine, **choices: Any):
     return await run_on_workers(machine, open_workers=ThreadWorkers, **choices)
 
 
-class KeptWorkers:
+class KeptWorkers(Workers):
     """Worker processes that many runs use, one after the other; no coverage is measured in them.
 
     An instance stands for the workers of each run: `open` in place of `LocalWorkers`.

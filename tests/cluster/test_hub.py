@@ -2,6 +2,7 @@ import itertools
 from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ RUN = 0x1234_5678_9ABC_DEF0
 ATTEMPT = 3
 
 
-def open_hub(rank: int, transport: str = "tcp", directory: Path | None = None, **bounds: int):
+def open_hub(rank: int, transport: str = "tcp", directory: Path | None = None, **bounds: Any):
     return Hub(local_endpoint(transport, directory), run=RUN, attempt=ATTEMPT, rank=rank, **bounds)
 
 

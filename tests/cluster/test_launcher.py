@@ -13,13 +13,14 @@ import trio
 
 from vpmu.cluster.errors import GangError
 from vpmu.cluster.gang import RESULT_CHUNK_BYTES
-from vpmu.cluster.launcher import OnDone, load_entry, rank_main, run_gang
+from vpmu.cluster.launcher import OnDone, Workers, load_entry, rank_main, run_gang
 from vpmu.cluster.proto import Kind
+from vpmu.cluster.where import Where
 
 ENTRIES = "tests.cluster.gang_entries:"
 
 
-class ThreadWorkers:
+class ThreadWorkers(Workers):
     """Ranks in threads of this process: all of a gang but the processes."""
 
     def __init__(self, nr_ranks: int, directory: Path) -> None:
@@ -148,7 +149,7 @@ async def test_a_rank_that_raises_stops_all_and_is_named_with_its_traceback():
 
 
 async def test_a_rank_that_never_comes_is_named():
-    error = await failure_of("rank_1_never_comes", start_within_s=0.3)
+    error = await failure_of("rank_1_never_comes", where=Where(start_within_s=0.3))
     assert error.reason == "ranks [1] did not come within 0.3 s"
 
 
