@@ -131,6 +131,7 @@ def follow_event(s: Arena, log: Arena, g: np.uint64, e: np.uint64, now: np.uint6
 def _log_throttle(
     s: Arena, log: Arena, g: np.uint64, e: np.uint64, throttled: np.uint64, now: np.uint64
 ) -> None:
+    """Log that an event was throttled or goes on, and which thread ran."""
     thread = U0
     if s[g + G_CURRENT] != U0:
         thread = s[s[g + G_CURRENT] + TH_ID]
