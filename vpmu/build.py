@@ -9,8 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from vpmu.actors.machine import (
     HostEntry,
     Layout,
@@ -502,7 +500,7 @@ class Builder:
             G_NR_SESSIONS=self._nr_sessions(placed),
             G_SESSIONS=self.session_rows.row(self._taken["session"]),
             G_ACCOUNTED_AT=vm.start_ns,
-            **{_column_name(column): sum(costs[name][:2]) for name, column in _GUEST_COSTS.items()},
+            **{_GUEST_COST_NAMES[name]: sum(costs[name][:2]) for name in _GUEST_COSTS},
         )
         u = g + int(col.G_CPU_HW)
         context = self._take(self.context_rows)
@@ -817,8 +815,10 @@ def _masked(host: Host) -> int:
     return int(LVT_MASKED) if host.lvtpc_mask else 0
 
 
-def _column_name(column: np.uint64) -> str:
-    return next(name for name, value in vars(col).items() if name.startswith("G_") and value is column)
+_GUEST_COST_NAMES: Final = {
+    cost: next(name for name, value in vars(col).items() if name.startswith("G_") and value is column)
+    for cost, column in _GUEST_COSTS.items()
+}
 
 
 def load_programs(scenario: Scenario) -> dict[str, Program]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -90,7 +91,7 @@ class SampleCounter:
     """Counts the samples of every session by function, and keeps intervals' reads, as the records go by."""
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[int, int, int]] = Counter()
+        self._counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
         self._intervals: defaultdict[tuple[int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
 
     def add(self, records: Arena) -> None:
@@ -110,11 +111,11 @@ class SampleCounter:
         )
         unique, counts = np.unique(keys, axis=1, return_counts=True)
         for (actor, session, function), count in zip(unique.T.tolist(), counts.tolist(), strict=True):
-            self._counts[actor, session, function] += count
+            self._counts[actor, session][function] += count
 
     def of(self, actor: int, session: int) -> dict[int, int]:
         """Return function id -> samples of one session."""
-        return {f: n for (a, s, f), n in self._counts.items() if (a, s) == (actor, session)}
+        return dict(self._counts.get((actor, session), {}))
 
     def intervals_of(self, actor: int, owner: int) -> list[IntervalRow]:
         """Return the lines of ``perf stat -I`` of one event: what each interval added."""
@@ -145,7 +146,7 @@ class Collector:
             design=self.machine.design,
             digest=self.digest(),
             until_ns=self.machine.until_ns,
-            end_ns=self.end_ns(),
+            end_ns=self.end_ns,
             actions=self.actions(),
             threads=[self.thread(v, t) for v in self.machine.vcpus for t in v.threads],
             counters=[
@@ -190,6 +191,7 @@ class Collector:
         hasher.update(self.machine.table("action").astype("<u8").tobytes())
         return hasher.hexdigest()
 
+    @cached_property
     def end_ns(self) -> int:
         """Return when the last program finished, or the run's end if one did not (or there is none)."""
         ends = [
@@ -225,7 +227,7 @@ class Collector:
         """Return what became of a thread."""
         finished = self.word(thread.offset, col.TH_STATE) == _FINISHED
         start = self.word(thread.offset, col.TH_STARTED_AT)
-        end = self.word(thread.offset, col.TH_FINISHED_AT) if finished else self.end_ns()
+        end = self.word(thread.offset, col.TH_FINISHED_AT) if finished else self.end_ns
         cycles = self.word(thread.offset, col.TH_CURSOR + CUR_POS)
         return ThreadRow(
             vm=vcpu.vm,
@@ -348,7 +350,7 @@ class Collector:
     def stood_still(self, vcpu: VcpuEntry) -> list[StoodStillRow]:
         """Return the vPMCs of a vCPU that stood still, with what they missed."""
         rows = []
-        end = self.end_ns()
+        end = self.end_ns
         for slot in range(col.SLOTS):
             ns = self.word(vcpu.offset, col.V_STILL_NS + U64(slot))
             since = self.word(vcpu.offset, col.V_STILL_AT + U64(slot))
