@@ -1,0 +1,82 @@
+"""The curve from a hundred vCPUs to a hundred thousand: `make scale` (examples/fleet/scale.toml).
+
+Each point is a process of its own, so that its peak of memory is its own. The run is timed apart from the
+start: reading the scenario and filling the arena in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+SCENARIO: Final = Path(__file__).parents[1] / "examples" / "fleet" / "scale.toml"
+SIZES: Final = (100, 1_000, 10_000, 100_000)
+DESIGNS: Final = ("optimized", "legacy")
+_VCPUS_PER_HOST: Final = 100
+
+
+def point(vcpus: int, design: str) -> str:
+    """Run one point in this process; return its line of the table."""
+    from vpmu.actors.local import steps
+    from vpmu.build import build
+    from vpmu.collect import SampleCounter, collect
+    from vpmu.execution import kept_kinds
+    from vpmu.kernels.columns import R_KEEP
+    from vpmu.options import RunOptions
+    from vpmu.scenario import load_scenario
+
+    began = time.perf_counter()
+    hosts = max(vcpus // _VCPUS_PER_HOST, 1)
+    scenario = load_scenario(SCENARIO, [f"host.node.count={hosts}", f"fleet.vm.count={vcpus}"])
+    machine = build(scenario, design)
+    machine.arena[R_KEEP] = kept_kinds(RunOptions())
+    samples = SampleCounter()
+    started = time.perf_counter()
+    for records in steps(machine):
+        samples.add(records)
+    ended = time.perf_counter()
+    result = collect(machine, samples)
+    busy = result.accounting["guest"] / sum(result.accounting.values())
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    virtual_s = scenario.until_ns / 1e9
+    rates = (result.host[name] / virtual_s for name in ("PMIs", "vCPU switches", "accesses", "VM exits"))
+    return (
+        f"{design:10} {vcpus:8,} {len(machine.pcpus):7,} {started - began:8.1f} s"
+        f" {(ended - started) / virtual_s:8.2f} s {peak_mb:6,} MB {busy:7.1%} "
+        + " ".join(f"{rate:12,.0f}" for rate in rates)
+    )
+
+
+def main() -> None:
+    """Print the table, a line for each design and size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--point", nargs=2, metavar=("VCPUS", "DESIGN"), help="only this one, in this process"
+    )
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="largest number of vCPUs")
+    chosen = parser.parse_args()
+    if chosen.point:
+        print(point(int(chosen.point[0]), chosen.point[1]))
+        return
+    print(
+        f"{'design':10} {'vCPUs':>8} {'CPUs':>7} {'start':>10} {'a second':>10} {'memory':>9} {'guests':>7} "
+        f"{'PMIs/s':>12} {'switches/s':>12} {'accesses/s':>12} {'exits/s':>12}"
+    )
+    for design in DESIGNS:
+        for vcpus in SIZES:
+            if vcpus <= chosen.most:
+                command = [sys.executable, "-m", "benchmarks.scale", "--point", str(vcpus), design]
+                print(
+                    subprocess.run(command, check=True, capture_output=True, text=True).stdout,
+                    end="",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
