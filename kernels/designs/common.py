@@ -145,7 +145,7 @@ def perf_config(s: Arena, v: np.uint64, slot: np.uint64) -> np.uint64:
     return config
 
 
-@kernel
+@inlined
 def check_write(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> tuple[np.uint64, np.uint64]:
     """Apply the rules of a guest's WRMSR that all designs share (intel_pmu_set_msr(), Linux 5.0).
 
@@ -201,7 +201,7 @@ def _check_other(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> np
     return REGISTER_BAD
 
 
-@kernel
+@inlined
 def check_read(s: Arena, v: np.uint64, msr: np.uint64) -> tuple[np.uint64, np.uint64]:
     """Apply the rules of a guest's RDMSR that all designs share.
 
@@ -232,7 +232,7 @@ def check_read(s: Arena, v: np.uint64, msr: np.uint64) -> tuple[np.uint64, np.ui
     return REGISTER_BAD, U0
 
 
-@kernel
+@inlined
 def rdpmc_slot(s: Arena, v: np.uint64, index: np.uint64) -> np.uint64:
     """Return the slot of an RDPMC index as KVM 5.0 decodes it (bits 31:30 stripped), or NO_SLOT."""
     number = index & _INDEX_BITS
@@ -241,7 +241,7 @@ def rdpmc_slot(s: Arena, v: np.uint64, index: np.uint64) -> np.uint64:
     return number if number < s[v + V_NR_GP] else NO_SLOT
 
 
-@kernel
+@inlined
 def rdpmc_value(index: np.uint64, value: np.uint64) -> np.uint64:
     """Cut a counter as a fast RDPMC (bit 31) asks."""
     return value & _MASK32 if index & _FAST != U0 else value

@@ -144,7 +144,7 @@ def _disarm(s: Arena, p: np.uint64, h: np.uint64) -> None:
         hw_fixed_ctrl(s, p, s[p + HW_FIXED_CTRL] & ~(_FIELD << shift))
 
 
-@kernel
+@inlined
 def _translate(s: Arena, v: np.uint64) -> None:
     """Translate the guest's GLOBAL_CTRL to the hardware counters that serve it."""
     if s[v + _CROSSED] == U0:
@@ -274,7 +274,7 @@ def _control(
     return ns
 
 
-@kernel
+@inlined
 def set_msr(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
@@ -315,7 +315,7 @@ def set_msr(
     return _result(s, v, p, ns)
 
 
-@kernel
+@inlined
 def _result(s: Arena, v: np.uint64, p: np.uint64, ns: np.uint64) -> Result:
     """Take the counters off the hardware before host perf moves events about."""
     if s[v + V_REQ_COUNT] == U0:
@@ -323,7 +323,7 @@ def _result(s: Arena, v: np.uint64, p: np.uint64, ns: np.uint64) -> Result:
     return OK, U0, ns + _unload(s, v, p), STOP_PERF
 
 
-@kernel
+@inlined
 def _global_ctrl(s: Arena, v: np.uint64, value: np.uint64, now: np.uint64) -> None:
     """Store the guest's GLOBAL_CTRL; vPMCs that it enables want a counter, the others stand still no more."""
     changed = slots_of(s[v + V_GLOBAL_CTRL] ^ value)
@@ -356,7 +356,7 @@ def _give_up(s: Arena, v: np.uint64, slots: np.uint64) -> None:
         slots &= slots - U1
 
 
-@kernel
+@inlined
 def _locally_enabled_slots(s: Arena, v: np.uint64) -> np.uint64:
     """Return the vPMCs that their own controls let count."""
     slots = U0
@@ -384,7 +384,7 @@ def _fixed_ctrl(s: Arena, v: np.uint64, p: np.uint64, value: np.uint64, now: np.
     return ns
 
 
-@kernel
+@inlined
 def _write_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, value: np.uint64) -> np.uint64:
     """Write a count: general-purpose counters take 32 bits, sign-extended; fixed ones all (SDM 18.2)."""
     s[v + V_USED] |= U1 << slot
@@ -397,7 +397,7 @@ def _write_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, value:
     return vcpu_cost(s, v, COST_HW_WRMSR)
 
 
-@kernel
+@inlined
 def get_msr(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:
@@ -414,7 +414,7 @@ def get_msr(
     return OK, word, ns, STOP_NONE
 
 
-@kernel
+@inlined
 def _read_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, ns: np.uint64) -> Result:
     """Read a vPMC from the hardware counter that serves it, else its saved count."""
     h = _hw_slot(s, v, slot)
@@ -423,7 +423,7 @@ def _read_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, ns: np.
     return OK, s[p + HW_COUNTER + h], ns + vcpu_cost(s, v, COST_HW_RDPMC), STOP_NONE
 
 
-@kernel
+@inlined
 def rdpmc(s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64) -> Result:
     """Execute RDPMC on the counter that serves the vPMC; parameters and result as for set_msr()."""
     ns = vcpu_cost(s, v, COST_RDPMC_INTERCEPT)
