@@ -20,6 +20,8 @@ from vpmu.kernels.jit import U64
 _GONE = int(MOVE_GONE)
 Due = list[tuple[str, MoveEntry | RebootEntry]]
 """What happens at a time, in order: "leaves", "comes" or "reboots", and what it is about."""
+Pending = tuple[int, int, str, bool, int]
+"""What is still to happen, as a checkpoint keeps it: time, order, stage, whether a reboot, and its index."""
 RETRY_NS = 10_000_000
 """How long a reboot waits for a host that is not empty yet, before it looks again."""
 
@@ -39,20 +41,40 @@ class Fleet:
     ----------
     machine : Machine
         Of this process.
+    pending : list of Pending, optional
+        As `pending` has returned it, for a run that goes on; else all is still to happen.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, pending: list[Pending] | None = None) -> None:
         self._machine = machine
         self._s = machine.arena
         self._rows = RowMap(machine)
         self._order = 0
         self._due: list[_Due] = []
+        if pending is not None:
+            self._restore(pending)
+            return
         for move in machine.moves:
             self._add(move.at_ns, "leaves", move)
             if move.host >= 0:
                 self._add(move.at_ns + move.downtime_ns, "comes", move)
         for reboot in machine.reboots:
             self._add(reboot.at_ns + reboot.duration_ns, "reboots", reboot)
+
+    def pending(self) -> list[Pending]:
+        """Return what is still to happen."""
+        index = {id(each): number for number, each in enumerate(self._machine.moves)}
+        index |= {id(each): number for number, each in enumerate(self._machine.reboots)}
+        return [
+            (each.at_ns, each.order, each.stage, isinstance(each.what, RebootEntry), index[id(each.what)])
+            for each in sorted(self._due)
+        ]
+
+    def _restore(self, pending: list[Pending]) -> None:
+        for at_ns, order, stage, reboots, index in pending:
+            what = self._machine.reboots[index] if reboots else self._machine.moves[index]
+            heapq.heappush(self._due, _Due(at_ns, order, stage, what))
+            self._order = max(self._order, order + 1)
 
     def _add(self, at_ns: int, stage: str, what: MoveEntry | RebootEntry) -> None:
         heapq.heappush(self._due, _Due(at_ns, self._order, stage, what))

@@ -289,8 +289,12 @@ class HostPerf:
         return {v: share for p, share in self._share_of.items() for v in self._rows.queued(p)}
 
     def finish(self) -> None:
-        """Write what this actor knows for itself into its row, at the end of a run."""
+        """Leave the row as one process would, at the end of a run."""
         self._s[self._h + int(H_REMOTE)] = U64(0)
+        self.settle()
+
+    def settle(self) -> None:
+        """Write what this actor knows for itself into its row."""
         if self._s[self._h + int(H_FLOATING)]:
             self._s[self._h + int(H_BALANCE_AT)] = U64(self._balance_at)
 

@@ -1,7 +1,8 @@
-"""Where a run's windows end for a fleet's sake: all ranks tell each other who has left, and hand rows over.
+"""Where a run's windows end for a fleet's or a checkpoint's sake: all ranks tell each other who has left.
 
 A rank that has come to the end of the window sends every rank one ROWS frame for no actor, and applies what
-is due once it has one of each. From then on it may be asked things that belong to the next window by ranks
+is due once it has one of each; of several ranks the first says when the next window ends and whether a
+checkpoint is written before. From then on it may be asked things that belong to the next window by ranks
 that are further: these wait until it has come there itself.
 """
 
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vpmu.actors.fleet import Due, Fleet
+from vpmu.actors.fleet import Due, Fleet, Pending
 from vpmu.actors.machine import Machine, MoveEntry, RebootEntry
 from vpmu.actors.rows import RowMap, Slices
 from vpmu.cluster import proto
 from vpmu.cluster.errors import RemoteProtocolError
+from vpmu.cluster.pace import Pace
 from vpmu.cluster.proto import U64Array
 from vpmu.kernels.columns import V_MOVE, V_PCPU
 from vpmu.kernels.host.move import MOVE_GONE, MOVE_NONE
@@ -25,15 +27,22 @@ FLEET_ROWS = 4
 """Header field `request` of such a ROWS frame."""
 
 _GONE = int(MOVE_GONE)
+_HEAD = 3
+"""Words before the counts: whether to write a checkpoint, the next window's end, and how many follow."""
 
 
 @dataclass(slots=True)
 class _Told:
-    """What the ranks have said at the end of a window: how much of each due thing they have, and rows."""
+    """What the ranks have said at the end of a window: plans, how much of each due thing they have, rows."""
 
+    plans: dict[int, tuple[bool, int]] = field(default_factory=dict)
     counts: list[list[int]] = field(default_factory=list)
     rows: list[U64Array] = field(default_factory=list)
-    ranks: set[int] = field(default_factory=set)
+
+    @property
+    def ranks(self) -> set[int]:
+        """Who has spoken."""
+        return set(self.plans)
 
 
 class Barrier:
@@ -49,25 +58,47 @@ class Barrier:
         This process.
     rank_of_cpu : callable
         Takes a physical CPU's number in the run, returns where it lives.
+    pace : Pace, optional
+        For a run that writes checkpoints.
+    pending : list of Pending, optional
+        What is still to happen to the fleet, for a run that goes on.
     """
 
-    def __init__(self, machine: Machine, rows: RowMap, rank: int, rank_of_cpu: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        rows: RowMap,
+        rank: int,
+        rank_of_cpu: Callable[[int], int],
+        pace: Pace | None = None,
+        pending: list[Pending] | None = None,
+    ) -> None:
         self._machine = machine
         self._rows = rows
         self._rank = rank
         self._rank_of_cpu = rank_of_cpu
-        self._fleet = Fleet(machine)
+        self._fleet = Fleet(machine, pending)
+        self._pace = pace
+        self._pause_ns = machine.until_ns if pace is None else pace.first_ns()
         self._here = {p.offset for p in machine.pcpus if rank_of_cpu(p.index) == rank}
         self._due: Due = []
-        self._at_ns = 0
+        self.at_ns = 0
+        """End of the window that this rank has come to last, ns."""
         self._told = _Told()
         self.waits = False
         """Whether this rank is at the end of the window and has said so."""
+        self.changed = True
+        """Whether whole hosts may have got or lost vCPUs; reset by who reads it."""
 
     @property
     def next_ns(self) -> int:
         """End of the window, ns."""
-        return self._fleet.next_ns
+        return min(self._fleet.next_ns, self._pause_ns)
+
+    @property
+    def pending(self) -> list[Pending]:
+        """What is still to happen to the fleet."""
+        return self._fleet.pending()
 
     @property
     def told_by(self) -> set[int]:
@@ -91,8 +122,8 @@ class Barrier:
     def reach(self, nr_ranks: int) -> list[U64Array]:
         """Come to the end of the window; return the records of the ROWS frame for each rank."""
         self.waits = True
-        self._at_ns = self._fleet.next_ns
-        self._due = self._fleet.due(self._at_ns)
+        self.at_ns = self.next_ns
+        self._due = self._fleet.due(self.at_ns)
         s = self._machine.arena
         counts = []
         rows: list[Slices] = [[] for _ in range(nr_ranks)]
@@ -108,7 +139,9 @@ class Barrier:
                         mine.append(v)
                         rows[self._rank_of_cpu(cpu)] += self._whole(v)
             counts.append(len(mine))
-        head = np.array([len(counts), *counts], dtype=np.uint64).reshape(-1, 1)
+        until = self._machine.until_ns
+        write, next_ns = (False, until) if self._pace is None else self._pace.plan(self.at_ns)
+        head = np.array([write, next_ns, len(counts), *counts], dtype=np.uint64).reshape(-1, 1)
         none: Slices = []
         return [
             np.concatenate([head, proto.pack_rows(s, none if rank == self._rank else each)])
@@ -127,18 +160,20 @@ class Barrier:
             If it has spoken already, or what it says has no such form.
         """
         flat = records.reshape(-1)
-        if rank in self._told.ranks or not flat.size or int(flat[0]) >= flat.size:
+        if rank in self._told.plans or flat.size < _HEAD or int(flat[2]) > flat.size - _HEAD:
             raise RemoteProtocolError("says at the end of a window what nobody can")
-        nr = int(flat[0])
-        rows = flat[1 + nr :].reshape(-1, 1)
+        write, next_ns, nr = (int(word) for word in flat[:_HEAD])
+        if write > 1 or (self.waits and next_ns <= self.at_ns):
+            raise RemoteProtocolError(f"plans a window that ends at {next_ns} ns")
+        rows = flat[_HEAD + nr :].reshape(-1, 1)
         for _ in proto.iter_rows(rows, self._machine.arena.size):
             pass
-        self._told.ranks.add(rank)
-        self._told.counts.append(flat[1 : 1 + nr].tolist())
+        self._told.plans[rank] = bool(write), next_ns
+        self._told.counts.append(flat[_HEAD : _HEAD + nr].tolist())
         self._told.rows.append(rows)
 
-    def pass_on(self) -> int:
-        """Do all that is due, everybody being here; return the end of the next window, ns.
+    def pass_on(self) -> bool:
+        """Do all that is due, everybody being here; return whether a checkpoint is to be written now.
 
         Raises
         ------
@@ -149,16 +184,20 @@ class Barrier:
         self.waits = False
         if any(len(counts) != len(self._due) for counts in told.counts):
             raise RemoteProtocolError("the ranks disagree about what is due at the end of a window")
+        write, self._pause_ns = told.plans[min(told.plans)]
+        if self._pause_ns <= self.at_ns:
+            raise RemoteProtocolError(f"plans a window that ends at {self._pause_ns} ns", min(told.plans))
+        self.changed |= bool(self._due)
         totals = [sum(of_ranks) for of_ranks in zip(*told.counts, strict=True)]
-        coming = self._fleet.settle(self._due, totals, self._at_ns, self._lives_here)
+        coming = self._fleet.settle(self._due, totals, self.at_ns, self._lives_here)
         self._install(told.rows, coming)
         for move in coming:
-            self._fleet.come(move, self._at_ns, self._here.__contains__)
+            self._fleet.come(move, self.at_ns, self._here.__contains__)
             for number, cpu in zip(move.vcpus, move.pcpus, strict=True):
                 if self._rank_of_cpu(cpu) != self._rank:
                     # What is left of it here is only a copy.
                     self._machine.arena[self._machine.vcpus[number].offset + int(V_MOVE)] = MOVE_NONE
-        return self._fleet.next_ns
+        return write
 
     def _install(self, rows: list[U64Array], coming: list[MoveEntry]) -> None:
         """Install the rows of vCPUs that come to a physical CPU of this process; nobody else's."""

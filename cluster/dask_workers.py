@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -208,6 +209,30 @@ def opener(where: Where) -> Callable[[int, Path], Workers]:
     if not where.scheduler:
         return LocalWorkers
     return lambda nr_ranks, _: RemoteWorkers(nr_ranks, where)
+
+
+GRACE_S: Final = 10.0
+"""How long a run that lost a worker waits for a new one before it goes on with fewer."""
+
+
+def wait_workers(where: Where, wanted: int) -> int:
+    """Wait until a cluster has so many workers, or some time for those that come; return how many there are.
+
+    Raises
+    ------
+    GangError
+        If none is left.
+    """
+    client = client_of(where, CONNECT_S)
+    try:
+        with suppress(TimeoutError):
+            client.wait_for_workers(wanted, timeout=GRACE_S)
+        found = len(client.scheduler_info()["workers"])
+    finally:
+        client.close(timeout=2)
+    if not found:
+        raise GangError(f"no worker is left at {where.scheduler}")
+    return min(found, wanted)
 
 
 def client_of(where: Where, timeout_s: float) -> Any:

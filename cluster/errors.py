@@ -41,11 +41,16 @@ class GangError(Exception):
         The rank that failed first; None if no single rank did.
     traceback_text : str
         The failed rank's traceback as text, or empty.
+    lost : bool
+        Whether a process was lost, or did not come: another attempt may do better.
     """
 
-    def __init__(self, reason: str, rank: int | None = None, traceback_text: str = "") -> None:
-        line = reason if rank is None else f"rank {rank} failed: {reason}"
-        super().__init__(f"{line}\n{traceback_text}".rstrip())
+    def __init__(
+        self, reason: str, rank: int | None = None, traceback_text: str = "", *, lost: bool = False
+    ) -> None:
+        self.line = reason if rank is None else f"rank {rank} failed: {reason}"
+        super().__init__(f"{self.line}\n{traceback_text}".rstrip())
+        self.lost = lost
         self.reason = reason
         self.rank = rank
         self.traceback_text = traceback_text

@@ -205,7 +205,7 @@ class Coordinator:
         with trio.move_on_after(within_s):
             await self.started.wait()
         if not self.started.is_set():
-            raise GangError(f"ranks {self.missing()} did not come within {within_s} s")
+            raise GangError(f"ranks {self.missing()} did not come within {within_s} s", lost=True)
 
     async def results(self) -> list[bytes]:
         """Wait for all ranks and return their results in rank order."""

@@ -176,7 +176,10 @@ class LocalWorkers(Workers):
 
     def submit(self, rank: int, spec: bytes, on_done: OnDone) -> None:
         """Run the rank on the worker of its number, and nowhere else."""
-        address = self._cluster.scheduler.aliases[rank]
+        address = self._cluster.scheduler.aliases.get(rank)
+        if address is None:
+            on_done(rank, ConnectionError("it ended before its rank began"))
+            return
         future = self._client.submit(
             rank_main, spec, rank, workers=[address], allow_other_workers=False, pure=False
         )
@@ -246,9 +249,11 @@ def rank_main(spec: bytes, rank: int) -> bytes:
 
 def _failure(error: BaseException) -> RankFailure:
     leaves = list(_leaves(error))
+    # What the operating system refuses, a full disk for one, is nobody's mistake here.
+    refused = all(isinstance(leaf, OSError) for leaf in leaves)
     return RankFailure(
         reason="; ".join("".join(traceback.format_exception_only(leaf)).strip() for leaf in leaves),
-        traceback_text="".join(traceback.format_exception(error)),
+        traceback_text="" if refused else "".join(traceback.format_exception(error)),
         stopped=all(isinstance(leaf, GangStopped) for leaf in leaves),
     )
 
@@ -383,7 +388,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _rank_error(rank: int, outcome: bytes | BaseException) -> GangError | None:
     if isinstance(outcome, BaseException):
         reason = "".join(traceback.format_exception_only(outcome)).strip()
-        return GangError(f"its process was lost: {reason}", rank)
+        return GangError(f"its process was lost: {reason}", rank, lost=True)
     failure = msgspec.msgpack.decode(outcome, type=RankFailure)
     return None if failure.stopped else GangError(failure.reason, rank, failure.traceback_text)
 

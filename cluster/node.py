@@ -5,6 +5,8 @@ Every rank gets the same machine and plays its role in it; at the end each hands
 
 from __future__ import annotations
 
+import itertools
+import logging
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import trio
 
 from vpmu.actors.machine import (
@@ -28,9 +29,11 @@ from vpmu.actors.machine import (
 )
 from vpmu.actors.observer import Observer
 from vpmu.cluster import proto
+from vpmu.cluster.checkpoint import FileNote, Keeper, Start, Writing
 from vpmu.cluster.errors import GangError, RemoteProtocolError
 from vpmu.cluster.hub import Hub, Refusal
 from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
+from vpmu.cluster.merge import Merge
 from vpmu.cluster.placement import Policy
 from vpmu.cluster.proto import Frame, Kind, U64Array
 from vpmu.cluster.watch import Waits, Watch, serving
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
 
 ENTRY = "vpmu.cluster.node:play"
 _KIND = np.uint64(0xFF)
+MOST_STARTS = 20
+"""How often a run is started before it is given up."""
+_LOG = logging.getLogger(__name__)
 BATCH = 1 << 15
 """Records that are handed to the caller at once."""
 
@@ -70,6 +76,7 @@ class Part(msgspec.Struct, frozen=True):
     messages: bool
     moves: list[MoveEntry]
     reboots: list[RebootEntry]
+    writing: Writing | None = None
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -81,6 +88,7 @@ class Share(msgspec.Struct, frozen=True):
     frames: dict[str, int]
     refused: list[str]
     waits: Waits = Waits()
+    journal: FileNote | None = None
 
 
 @dataclass(slots=True)
@@ -105,8 +113,11 @@ class WorkersOutcome:
     waits: list[Waits] = field(default_factory=list)
 
 
-def pack_part(machine: Machine, workers: int, place: Policy, messages: bool) -> bytes:
-    """Return a machine and how it is divided, for `play`."""
+def pack_part(
+    machine: Machine, workers: int, place: Policy, messages: bool, start: Start | None = None
+) -> bytes:
+    """Return a machine and how it is divided, for `play`; with `start` it begins there."""
+    arena = machine.arena if start is None else start.arena
     file = registry.design_path(machine.design)
     part = Part(
         machine.design,
@@ -116,13 +127,14 @@ def pack_part(machine: Machine, workers: int, place: Policy, messages: bool) -> 
         machine.pcpus,
         machine.vcpus,
         list(machine.regions.values()),
-        zlib.compress(machine.arena.tobytes(), 1),
+        zlib.compress(arena.data, 1),
         machine.log.size // RECORD_WORDS,
         workers,
         place,
         messages,
         machine.moves,
         machine.reboots,
+        None if start is None else start.writing,
     )
     return msgspec.msgpack.encode(part)
 
@@ -153,7 +165,8 @@ async def play(hub: Hub, rank: int, payload: bytes) -> bytes:
     from vpmu.cluster.seat import Seat
 
     machine = unpack_machine(part)
-    seat = Seat(hub, rank, machine, assign(machine, part.workers, part.place, part.messages))
+    roles = assign(machine, part.workers, part.place, part.messages)
+    seat = Seat(hub, rank, machine, roles, part.writing)
     with serving(seat.watch, *hub.metrics):
         await seat.run()
     return msgspec.msgpack.encode(_share(hub, machine, seat))
@@ -173,6 +186,7 @@ def _share(hub: Hub, machine: Machine, seat: Seat) -> Share:
         frames,
         [refusal.reason for refusal in hub.refused],
         seat.watch.waits(),
+        seat.close_journal(),
     )
 
 
@@ -183,28 +197,44 @@ class _Home:
         self,
         machine: Machine,
         on_progress: OnProgress | None,
-        nr_ranks: int,
         observers: Sequence[Observer],
         on_waits: OnWaits | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._on_waits = on_waits
-        self._waits = [Waits()] * nr_ranks
+        self._waits: list[Waits] = []
         self.watch = Watch(self.clock_ns, len(machine.vcpus), labels={"rank": "coordinator"})
         self._machine = machine
         self._observers = observers
         self._on_progress = on_progress
-        self._clocks = dict.fromkeys(range(nr_ranks), 0)
+        self._keeper = keeper
+        self._clocks: dict[int, int] = {}
         self._records: list[U64Array] = []
+        self._journals: list[FileNote] = []
         self.refused: list[Refusal] = []
         """What strangers sent to this process."""
 
+    def begin(self, nr_ranks: int) -> Start | None:
+        """Begin an attempt with so many ranks; return where, if the run has checkpoints."""
+        self._waits = [Waits()] * nr_ranks
+        self._clocks = dict.fromkeys(range(nr_ranks), 0)
+        self._records.clear()
+        self._journals.clear()
+        return None if self._keeper is None else self._keeper.begin()
+
     def register(self, hub: Hub) -> None:
-        """Take records and clocks."""
+        """Take records, clocks, and notes of checkpoints."""
         self.refused = hub.refused
         self.watch.hub = hub
         self.watch.begin()
         hub.on_kind(Kind.RECORDS, self._on_records)
         hub.on_kind(Kind.WINDOW, self._on_clock)
+        if self._keeper is not None:
+            hub.on_kind(Kind.CHECKPOINT, self._on_checkpoint)
+
+    def _on_checkpoint(self, frame: Frame) -> None:
+        assert self._keeper is not None
+        self._keeper.take(frame.header.source_rank, proto.unpack_bytes(frame.records))
 
     def _on_records(self, frame: Frame) -> None:
         kinds = frame.records[:, 0] & _KIND
@@ -231,8 +261,9 @@ class _Home:
 
     def hand_over(self, on_records: OnRecords) -> None:
         """Hand all records over in the order of time, actor and sequence: a function of the run alone."""
-        records = sort_records(np.concatenate([np.empty((0, RECORD_WORDS), np.uint64), *self._records]))
-        self._records.clear()
+        found = self._records if self._keeper is None else self._keeper.records(self._journals)
+        records = sort_records(np.concatenate([np.empty((0, RECORD_WORDS), np.uint64), *found]))
+        found.clear()
         for first in range(0, len(records), BATCH):
             on_records(records[first : first + BATCH])
 
@@ -244,50 +275,29 @@ class _Home:
         GangError
             If what a rank handed in is no result, or has rows of another.
         """
-        from vpmu.kernels.columns import R_ACCESSES
-
-        machine = self._machine
-        outcome = WorkersOutcome(machine.arena.copy())
-        owned = np.zeros(machine.arena.size, dtype=np.bool_)
-        region = machine.regions["action"]
-        stats = np.zeros((region.rows, region.columns), dtype=np.uint64)
-        accesses = 0
+        merge = Merge(self._machine)
+        outcome = WorkersOutcome(self._machine.arena)
         for rank, result in enumerate(results):
             try:
                 share = msgspec.msgpack.decode(result, type=Share)
-                _install_owned(outcome.arena, owned, share.rows)
-                add_actions(stats, np.frombuffer(share.stats, proto.U64_DTYPE).reshape(stats.shape))
+                _add_rows(merge, self._machine.arena.size, share.rows)
+                merge.add(np.frombuffer(share.stats, proto.U64_DTYPE), share.accesses)
             except (msgspec.MsgspecError, RemoteProtocolError, ValueError) as error:
                 raise GangError(f"what it handed in is no result: {error}", rank) from None
-            accesses += share.accesses
+            if share.journal is not None:
+                self._journals.append(share.journal)
             outcome.waits.append(share.waits)
             for kind, count in share.frames.items():
                 outcome.frames[kind] = outcome.frames.get(kind, 0) + count
             outcome.refused += [f"rank {rank} refused a frame: {reason}" for reason in share.refused]
-        outcome.arena[region.base : region.base + stats.size] = stats.reshape(-1)
-        outcome.arena[R_ACCESSES] = accesses
+        outcome.arena = merge.finish()
         return outcome
 
 
-def _install_owned(arena: Arena, owned: npt.NDArray[np.bool_], rows: bytes) -> None:
-    """Put a rank's rows into the arena, and note that they have their owner now."""
+def _add_rows(merge: Merge, size: int, rows: bytes) -> None:
     records = np.frombuffer(rows, proto.U64_DTYPE).reshape(-1, 1)
-    for offset, words in proto.iter_rows(records, arena.size):
-        whose = owned[offset : offset + words.size]
-        if whose.any():
-            raise RemoteProtocolError(f"the rows at {offset} are another's")
-        whose[:] = True
-    proto.install_rows(arena, records)
-
-
-def add_actions(total: U64Array, more: U64Array) -> None:
-    """Add action histograms, ``uint64[actions, ACTION_COLUMNS]``: all columns are sums, but the maximum."""
-    from vpmu.kernels.stats import A_MAX
-
-    column = int(A_MAX)
-    largest = np.maximum(total[:, column], more[:, column])
-    total += more
-    total[:, column] = largest
+    for offset, words in proto.iter_rows(records, size):
+        merge.claim(offset, words.size)[:] = words
 
 
 def sort_records(records: U64Array) -> U64Array:
@@ -305,6 +315,15 @@ def _compile_kernels() -> None:
     compile_entries()
 
 
+async def _seats(workers: int, where: Where) -> int:
+    """Return how many processes to go on with after one was lost; a cluster may get no new one."""
+    if not where.scheduler:
+        return workers
+    from vpmu.cluster.dask_workers import wait_workers
+
+    return await trio.to_thread.run_sync(wait_workers, where, workers, abandon_on_cancel=True)
+
+
 async def run_machine_on_workers(
     machine: Machine,
     *,
@@ -317,6 +336,7 @@ async def run_machine_on_workers(
     observers: Sequence[Observer] = (),
     open_workers: Callable[[int, Path], Workers] = LocalWorkers,
     where: Where = HERE,
+    keeper: Keeper | None = None,
 ) -> WorkersOutcome:
     """Run a machine to its end over several processes; its result is that of one process, to the byte.
 
@@ -340,29 +360,44 @@ async def run_machine_on_workers(
         Who follows a vCPU while the run goes on; made for this machine.
     open_workers, where : callable and Where
         See `launcher.run_gang`.
+    keeper : Keeper, optional
+        Of the run's checkpoints, for this machine; begins where they end. Neither with messages nor `spread`.
+
+    A run whose process is lost begins again by itself, from its last checkpoint, at most `MOST_STARTS` times.
 
     Raises
     ------
     GangError
-        If a rank fails or its process is lost.
+        If a rank fails, or processes are lost again and again.
     """
     # Ctrl-C need not wait until all is compiled.
     await trio.to_thread.run_sync(_compile_kernels, abandon_on_cancel=True)
-    home = _Home(machine, on_progress, workers, observers, on_waits)
+    home = _Home(machine, on_progress, observers, on_waits, keeper)
     with serving(home.watch, where.metrics, where.metrics_port):
-        results = await run_gang(
-            workers,
-            ENTRY,
-            pack_part(machine, workers, place, messages),
-            transport="ipc",
-            where=where,
-            open_workers=open_workers,
-            register=home.register,
-        )
+        for attempt in itertools.count():
+            nr_ranks = workers if attempt == 0 else await _seats(workers, where)
+            start = home.begin(nr_ranks)
+            try:
+                results = await run_gang(
+                    nr_ranks,
+                    ENTRY,
+                    pack_part(machine, nr_ranks, place, messages, start),
+                    attempt=attempt,
+                    transport="ipc",
+                    where=where,
+                    open_workers=open_workers,
+                    register=home.register,
+                )
+                break
+            except GangError as error:
+                if not error.lost or observers or attempt + 1 == MOST_STARTS:
+                    raise
+                _LOG.warning("%s; the run goes on without it", error.line)
     outcome = home.merge(results)
     for each in observers:
         each.close()
     if on_records is not None:
         home.hand_over(on_records)
+    # Note that strangers of an attempt that was lost are forgotten with it.
     outcome.refused += [f"refused a frame: {refusal.reason}" for refusal in home.refused]
     return outcome

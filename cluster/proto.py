@@ -59,6 +59,7 @@ class Kind(IntEnum):
     WINDOW = 0x49
     ROWS = 0x4A
     RECORDS = 0x4B
+    CHECKPOINT = 0x4C
 
 
 FIXED_WORDS: Final[dict[int, int]] = {
@@ -71,6 +72,7 @@ FIXED_WORDS: Final[dict[int, int]] = {
     Kind.FAIL: 1,
     Kind.ROWS: 1,
     Kind.RECORDS: 8,
+    Kind.CHECKPOINT: 1,
 }
 """Words per record of the kinds whose records have one size; the others choose theirs."""
 

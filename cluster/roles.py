@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from vpmu.actors.machine import HostEntry, Machine, PcpuEntry, VcpuEntry
 from vpmu.actors.messages import Address, host_perf, physical_cpu, vcpu
@@ -57,14 +58,31 @@ class Roles:
         return shared | set(self.whole.values())
 
 
-def _actors_of(machine: Machine, host: HostEntry) -> HostActors:
-    pcpus = [pcpu for pcpu in machine.pcpus if pcpu.host == host.index]
-    vcpus = [each for each in machine.vcpus if each.host == host.index]
+def pcpus_by_host(machine: Machine) -> list[list[PcpuEntry]]:
+    """Return the physical CPUs of each host."""
+    found: list[list[PcpuEntry]] = [[] for _ in machine.hosts]
+    for pcpu in machine.pcpus:
+        found[pcpu.host].append(pcpu)
+    return found
+
+
+def _vcpus_by_host(machine: Machine) -> list[list[VcpuEntry]]:
+    found: list[list[VcpuEntry]] = [[] for _ in machine.hosts]
+    for each in machine.vcpus:
+        found[each.host].append(each)
+    return found
+
+
+def _actors_of(
+    machine: Machine, host: HostEntry, pcpus: list[PcpuEntry], vcpus: list[VcpuEntry]
+) -> HostActors:
     index_of = {pcpu.offset: pcpu.index for pcpu in pcpus}
+    # Note that in a run that goes on, a vCPU may be on another host by now.
     pinned = {
-        each.index: index_of[int(machine.arena[each.offset + int(V_PCPU)])]
+        each.index: index_of[p]
         for each in vcpus
         if machine.arena[each.offset + int(V_PINNED)]
+        and (p := int(machine.arena[each.offset + int(V_PCPU)])) in index_of
     }
     return HostActors(host.index, [p.index for p in pcpus], [each.index for each in vcpus], pinned)
 
@@ -87,9 +105,9 @@ def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Ro
         Message mode.
     """
     apart = messages or policy == "spread"
-    placement = place(
-        workers, "spread" if apart else "packed", [_actors_of(machine, h) for h in machine.hosts]
-    )
+    by_host = pcpus_by_host(machine)
+    actors = map(partial(_actors_of, machine), machine.hosts, by_host, _vcpus_by_host(machine))
+    placement = place(workers, "spread" if apart else "packed", list(actors))
     rank_of = dict(placement.rank_of)
     cpu_ranks = {rank_of[physical_cpu(pcpu.index)] for pcpu in machine.pcpus}
     guests = Guests.HERE
@@ -98,8 +116,7 @@ def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Ro
     elif apart and any(rank_of[vcpu(each.index)] not in cpu_ranks for each in machine.vcpus):
         guests = Guests.TRAVEL
     roles = Roles(workers, rank_of, guests)
-    for host in machine.hosts:
-        pcpus = [pcpu for pcpu in machine.pcpus if pcpu.host == host.index]
+    for host, pcpus in zip(machine.hosts, by_host, strict=True):
         ranks = {rank_of[physical_cpu(pcpu.index)] for pcpu in pcpus} | {rank_of[host_perf(host.index)]}
         if len(ranks) == 1 and guests is Guests.HERE:
             roles.whole[host.index] = ranks.pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
 import numpy as np
 import trio
 
@@ -15,12 +16,15 @@ from vpmu.actors.messages import Address, host_perf, physical_cpu, vcpu
 from vpmu.actors.physical_cpu import Guests, PhysicalCpus
 from vpmu.actors.rows import RowMap, Slices
 from vpmu.actors.vm import Vm
+from vpmu.cluster import proto
 from vpmu.cluster.barrier import FLEET_ROWS, Barrier
+from vpmu.cluster.checkpoint import FileNote, RankCheckpoints, Writing, ranges_of
 from vpmu.cluster.errors import RemoteProtocolError
 from vpmu.cluster.hub import Hub
 from vpmu.cluster.letters import KINDS, Reader, send
+from vpmu.cluster.pace import Pace
 from vpmu.cluster.proto import COORDINATOR, Frame, Kind
-from vpmu.cluster.roles import Roles, vms_of
+from vpmu.cluster.roles import Roles, pcpus_by_host, vms_of
 from vpmu.cluster.watch import Watch
 from vpmu.kernels.columns import (
     H_REMOTE,
@@ -56,9 +60,13 @@ class Seat:
         Built as in every rank.
     roles : Roles
         Who lives where.
+    writing : Writing, optional
+        For a run with checkpoints: then records go to a journal.
     """
 
-    def __init__(self, hub: Hub, rank: int, machine: Machine, roles: Roles) -> None:
+    def __init__(
+        self, hub: Hub, rank: int, machine: Machine, roles: Roles, writing: Writing | None = None
+    ) -> None:
         self._hub = hub
         self._rank = rank
         self._machine = machine
@@ -76,7 +84,17 @@ class Seat:
         self._told_at = 0.0
         self._nr_letters = 0
         self._mark_hosts()
-        self._barrier = Barrier(machine, self._rows, rank, lambda cpu: roles.rank_of[physical_cpu(cpu)])
+        self._pcpus_of = pcpus_by_host(machine)
+        self._checkpoints = None if writing is None else RankCheckpoints(writing, rank, machine)
+        self._barrier = Barrier(
+            machine,
+            self._rows,
+            rank,
+            lambda cpu: roles.rank_of[physical_cpu(cpu)],
+            None if writing is None else Pace(writing.every_s, writing.at_ns),
+            None if writing is None else writing.due,
+        )
+        self._of_whole = ranges_of(())
         self._later: deque[Frame] = deque()
         """Letters from ranks that are a window ahead."""
         self.cpus = PhysicalCpus(machine, self._shares, self._rows, roles.guests)
@@ -135,12 +153,33 @@ class Seat:
         """Begin the next window if everybody is at the end of this one."""
         if not self._barrier.waits or self._barrier.told_by != self._roles.cpu_ranks():
             return
-        self._barrier.pass_on()
+        if self._barrier.pass_on():
+            self._write_checkpoint()
         self._begin_window()
         self._kick.set()
         later, self._later = self._later, deque()
         for frame in later:
             self._on_letter(frame)
+
+    def _write_checkpoint(self) -> None:
+        """Write this rank's rows and records, all being at the end of a window; tell the coordinator."""
+        if self._checkpoints is None:
+            raise RemoteProtocolError("wants a checkpoint, but nobody asked for any")
+        self._drain_log()
+        for perf in self.perfs.values():
+            perf.settle()
+        if self._barrier.changed:
+            self._barrier.changed = False
+            self._of_whole = ranges_of(self._owned_whole())
+        ranges = np.concatenate([self._of_whole, ranges_of(self._owned_shared())])
+        nr_ranks = len(self._roles.cpu_ranks())
+        note = self._checkpoints.write(self._barrier.at_ns, ranges, nr_ranks, self._barrier.pending)
+        data = proto.pack_bytes(msgspec.msgpack.encode(note))
+        self._hub.send_nowait(Kind.CHECKPOINT, COORDINATOR, data)
+
+    def close_journal(self) -> FileNote | None:
+        """Complete the records' file of a run with checkpoints; return it as it is."""
+        return None if self._checkpoints is None else self._checkpoints.journal.close()
 
     def _nr_vcpus(self) -> int:
         here = self._roles.rank_of
@@ -196,6 +235,9 @@ class Seat:
             self._kick.set()
 
     def _drain_log(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.journal.append(drain_log(self._machine))
+            return
         records = drain_log(self._machine).copy()
         for first in range(0, len(records), RECORDS_PER_FRAME):
             self._log.append(records[first : first + RECORDS_PER_FRAME])
@@ -276,24 +318,32 @@ class Seat:
 
     def owned(self) -> Slices:
         """Return what of the arena this rank has the true copy of, at the end of a run."""
-        machine, rows = self._machine, self._rows
+        return self._owned_whole() + self._owned_shared()
+
+    def _owned_whole(self) -> Slices:
+        """Return the rows of hosts that live here as a whole, and of vCPUs that have left them."""
+        rows = self._rows
         slices: Slices = []
         for host in sorted(self._whole):
-            slices.append((machine.hosts[host].offset, HOST_COLUMNS))
-            for p in (pcpu.offset for pcpu in machine.pcpus if pcpu.host == host):
+            slices.append((self._machine.hosts[host].offset, HOST_COLUMNS))
+            for p in (pcpu.offset for pcpu in self._pcpus_of[host]):
                 slices += rows.pcpu(p) + rows.pcpu_perf(p)
                 for v in rows.queued(p):
                     slices += rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
-        slices += self._owned_by_cpus() + self._owned_by_perfs()
         for v in self._barrier.gone():
             slices += rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
+        return slices
+
+    def _owned_shared(self) -> Slices:
+        """Return what this rank owns of hosts that live in several."""
+        slices = self._owned_by_cpus() + self._owned_by_perfs()
         for vm in self.vms:
             for address in vm.addresses():
-                v = machine.vcpus[address.index].offset
+                v = self._machine.vcpus[address.index].offset
                 if self._roles.guests is Guests.ANSWER:
-                    slices += rows.guest(v)
+                    slices += self._rows.guest(v)
                 elif vm.vcpu(address).at_home:
-                    slices += rows.state(v) + rows.guest(v)
+                    slices += self._rows.state(v) + self._rows.guest(v)
         return slices
 
     def _owned_by_cpus(self) -> Slices:

@@ -1,0 +1,63 @@
+"""One arena from what several processes have: every row from its owner, and sums of what all count."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vpmu.actors.machine import Machine
+from vpmu.cluster.proto import U64Array
+from vpmu.kernels.jit import Arena
+
+
+class Merge:
+    """The state of a whole run in the making.
+
+    Parameters
+    ----------
+    machine : Machine
+        As built; it is not changed, and words that nobody owns are as they are there.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._arena = machine.arena.copy()
+        self._owned = np.zeros(self._arena.size, dtype=np.bool_)
+        region = machine.regions["action"]
+        self._stats = np.zeros((region.rows, region.columns), dtype=np.uint64)
+        self._accesses = 0
+
+    def claim(self, offset: int, length: int) -> Arena:
+        """Return rows, ``uint64[length]``, for their owner to fill; ValueError if they have one."""
+        whose = self._owned[offset : offset + length]
+        if whose.size != length:
+            raise ValueError(f"there are no rows at {offset}")
+        if whose.any():
+            raise ValueError(f"the rows at {offset} are another's")
+        whose[:] = True
+        return self._arena[offset : offset + length]
+
+    def add(self, actions: U64Array, accesses: int) -> None:
+        """Add a process's action histograms, flat, and accesses; ValueError if these are none."""
+        add_actions(self._stats, actions.reshape(self._stats.shape))
+        self._accesses += accesses
+
+    def finish(self) -> Arena:
+        """Return the arena; nothing in it says any more where a host was advanced."""
+        from vpmu.kernels.columns import H_REMOTE, R_ACCESSES
+
+        region = self._machine.regions["action"]
+        self._arena[region.base : region.base + self._stats.size] = self._stats.reshape(-1)
+        self._arena[R_ACCESSES] = self._accesses
+        for host in self._machine.hosts:
+            self._arena[host.offset + int(H_REMOTE)] = 0
+        return self._arena
+
+
+def add_actions(total: U64Array, more: U64Array) -> None:
+    """Add action histograms, ``uint64[actions, ACTION_COLUMNS]``: all columns are sums, but the maximum."""
+    from vpmu.kernels.stats import A_MAX
+
+    column = int(A_MAX)
+    largest = np.maximum(total[:, column], more[:, column])
+    total += more
+    total[:, column] = largest
