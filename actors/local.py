@@ -7,8 +7,9 @@ import numpy as np
 from vpmu.actors.fleet import Fleet
 from vpmu.actors.machine import Machine
 from vpmu.kernels.advance import advance
-from vpmu.kernels.columns import P_NOW, R_LOG_COUNT
+from vpmu.kernels.columns import G_ACCESSED_AT, P_NOW, R_LOG_COUNT, V_COMPLETE, V_GUEST, V_REASON
 from vpmu.kernels.engine import STOP_LOG, STOP_WINDOW
+from vpmu.kernels.guest.step import GUEST_ACCESS
 from vpmu.kernels.jit import U64, Arena
 from vpmu.kernels.log import RECORD_WORDS
 
@@ -54,4 +55,17 @@ def run_machine(machine: Machine, on_records: OnRecords | None = None, until_ns:
 
 def clock_ns(machine: Machine) -> int:
     """Return how far the slowest physical CPU has come."""
-    return min(int(machine.arena[pcpu.offset + int(P_NOW)]) for pcpu in machine.pcpus)
+    region = machine.regions["pcpu"]
+    return int(machine.table("pcpu")[:, int(P_NOW)].min()) if region.rows else machine.until_ns
+
+
+def settled_ns(machine: Machine) -> int:
+    """Return the time before which no record can come any more.
+
+    An access is recorded when its guest goes on, at the time when it began.
+    """
+    s, vcpus = machine.arena, machine.table("vcpu")
+    under_way = (vcpus[:, int(V_COMPLETE)] != 0) | (vcpus[:, int(V_REASON)] == GUEST_ACCESS)
+    guests = vcpus[under_way, int(V_GUEST)].astype(np.intp)
+    began = s[guests + int(G_ACCESSED_AT)]
+    return min(clock_ns(machine), int(began.min())) if began.size else clock_ns(machine)

@@ -7,6 +7,7 @@ import numpy as np
 from vpmu.actors.machine import Machine
 from vpmu.cluster.proto import U64Array
 from vpmu.kernels.jit import Arena
+from vpmu.kernels.log import RECORD_WORDS
 
 
 class Merge:
@@ -61,3 +62,30 @@ def add_actions(total: U64Array, more: U64Array) -> None:
     largest = np.maximum(total[:, column], more[:, column])
     total += more
     total[:, column] = largest
+
+
+def sort_records(records: U64Array) -> U64Array:
+    """Return records, ``uint64[n, 8]``, in the order of time, actor and sequence."""
+    order = np.lexsort((records[:, 3], records[:, 2], records[:, 1]))
+    return records[order]
+
+
+class InOrder:
+    """Holds records back until nothing earlier can come; they leave in the order of `sort_records`."""
+
+    def __init__(self) -> None:
+        self._held: list[U64Array] = []
+
+    def add(self, records: U64Array) -> None:
+        """Take records, ``uint64[n, 8]``; the array may be overwritten afterwards."""
+        if len(records):
+            self._held.append(records.copy())
+
+    def before(self, at_ns: int | None = None) -> U64Array:
+        """Return all records before a time, or all that are left, in order."""
+        if not self._held:
+            return np.empty((0, RECORD_WORDS), np.uint64)
+        held = np.concatenate(self._held)
+        ready = np.ones(len(held), dtype=np.bool_) if at_ns is None else held[:, 1] < np.uint64(at_ns)
+        self._held = [held[~ready]]
+        return sort_records(held[ready])

@@ -33,7 +33,7 @@ from vpmu.cluster.checkpoint import FileNote, Keeper, Start, Writing
 from vpmu.cluster.errors import GangError, RemoteProtocolError
 from vpmu.cluster.hub import Hub, Refusal
 from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
-from vpmu.cluster.merge import Merge
+from vpmu.cluster.merge import Merge, sort_records
 from vpmu.cluster.placement import Policy
 from vpmu.cluster.proto import Frame, Kind, U64Array
 from vpmu.cluster.watch import Waits, Watch, serving
@@ -298,12 +298,6 @@ def _add_rows(merge: Merge, size: int, rows: bytes) -> None:
     records = np.frombuffer(rows, proto.U64_DTYPE).reshape(-1, 1)
     for offset, words in proto.iter_rows(records, size):
         merge.claim(offset, words.size)[:] = words
-
-
-def sort_records(records: U64Array) -> U64Array:
-    """Return records, ``uint64[n, 8]``, in the order of time, actor and sequence."""
-    order = np.lexsort((records[:, 3], records[:, 2], records[:, 1]))
-    return records[order]
 
 
 def _compile_kernels() -> None:

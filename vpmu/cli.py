@@ -14,7 +14,7 @@ import typer
 
 from vpmu import __version__
 from vpmu.cluster.errors import GangError
-from vpmu.errors import UserError
+from vpmu.errors import Stopped, UserError
 
 EXIT_DIFFERENT = 1
 EXIT_FAILED = 1
@@ -72,6 +72,11 @@ WaitWorkers = Annotated[
 Metrics = Annotated[
     str, typer.Option(metavar="[ADDRESS:]PORT", help="Tell Prometheus there what each process does.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no tables and no progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")]
+ShowProgress = Annotated[
+    bool | None, typer.Option("--progress/--no-progress", help="Progress bar; default: on a terminal.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. vm.guest.vcpus=2; may be repeated."),
@@ -92,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), EXIT_USER_ERROR)
     except _CLICK_ERROR as error:
         return _fail(_usage_line(error), EXIT_USER_ERROR)
-    except GangError as error:
+    except (GangError, Stopped) as error:
         return _fail(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
@@ -135,6 +140,14 @@ def run(
         bool,
         typer.Option("--perf-data", help="Write the guests' perf sessions as perf's own files; needs --out."),
     ] = False,
+    checkpoint: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="Write checkpoints at most so far apart; needs --out. See `resume`.",
+        ),
+    ] = None,
     scheduler: Scheduler = "",
     keys: Keys = None,
     tls: Tls = ("", "", ""),
@@ -142,11 +155,9 @@ def run(
     insecure: Insecure = False,
     wait_workers: WaitWorkers = 60.0,
     metrics: Metrics = "",
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no tables and no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="Progress bar; default: on a terminal.")
-    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    progress: ShowProgress = None,
 ) -> int:
     """Run a scenario under one or more designs."""
     from vpmu.command_cluster import where_of
@@ -177,9 +188,42 @@ def run(
         out=out,
         keep=keep,
         perf_data=perf_data,
+        checkpoint=checkpoint,
         where=where,
         output=output,
     )
+
+
+@app.command()
+def resume(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the run writes its results.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, instead of the run's.")] = None,
+    scheduler: Scheduler = "",
+    keys: Keys = None,
+    tls: Tls = ("", "", ""),
+    bind: Bind = "",
+    insecure: Insecure = False,
+    wait_workers: WaitWorkers = 60.0,
+    metrics: Metrics = "",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    progress: ShowProgress = None,
+) -> int:
+    """Go on with a run that was stopped, from its last checkpoint."""
+    from vpmu.command_cluster import where_of
+    from vpmu.command_run import Output, resume_command
+
+    where = where_of(
+        scheduler=scheduler,
+        bind=bind,
+        insecure=insecure,
+        keys=keys,
+        tls=tls,
+        wait_s=wait_workers,
+        metrics=metrics,
+    )
+    output = Output(quiet=quiet, as_json=as_json, progress=progress)
+    return resume_command(directory, workers=workers, where=where, output=output)
 
 
 @app.command()

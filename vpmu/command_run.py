@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vpmu.cluster.errors import GangError
 from vpmu.cluster.watch import Waits
 from vpmu.cluster.where import HERE, Where
 from vpmu.designs import find_design
-from vpmu.errors import Interrupted, UserError
+from vpmu.errors import Interrupted, Stopped, UserError
 from vpmu.options import DEFAULT_DESIGNS, PLACES, Executor, RunOptions
 from vpmu.records import parse_keep
 from vpmu.results import RunResult, check_out_directory, summary_bytes, write_results
+from vpmu.resume import RunNote, finish, read_note, write_note
 from vpmu.scenario import Program, Scenario, load_scenario
 from vpmu.units import NS_PER_S, format_duration
 
@@ -48,6 +50,7 @@ def run_command(
     out: Path | None,
     keep: str,
     perf_data: bool = False,
+    checkpoint: float | None = None,
     where: Where = HERE,
     output: Output,
     execute: Executor | None = None,
@@ -68,20 +71,79 @@ def run_command(
         keep=parse_keep(keep),
         perf_data=perf_data,
         where=where,
+        every_s=checkpoint,
     )
+    if checkpoint is not None:
+        write_note(_checkpoint_directory(options), _note(file, overrides, options, checkpoint))
+    return _carry_out(scenario, options, output, execute)
+
+
+def resume_command(
+    out: Path, *, workers: int | None, where: Where = HERE, output: Output, execute: Executor | None = None
+) -> int:
+    """Go on with a run that was stopped; return the exit status."""
+    note = read_note(out)
+    options = RunOptions(
+        designs=tuple(note.designs),
+        workers=workers or note.workers,
+        place=_choose_place(note.place),
+        out=out,
+        keep=frozenset(note.keep),
+        perf_data=note.perf_data,
+        where=where,
+        every_s=note.every_s,
+    )
+    return _carry_out(load_scenario(note.scenario, note.overrides), options, output, execute)
+
+
+def _checkpoint_directory(options: RunOptions) -> Path:
+    """Return where checkpoints go, if a run can have any."""
+    if options.out is None:
+        raise UserError("needs --out DIR, where they go", file="--checkpoint")
+    if options.messages or options.place == "spread":
+        problem = "a checkpoint needs whole hosts, or shares with their vCPUs"
+        raise UserError(problem, file="--messages" if options.messages else "--place")
+    return options.out
+
+
+def _note(file: str, overrides: list[str], options: RunOptions, every_s: float) -> RunNote:
+    designs = [str(Path(name).resolve()) if name.endswith(".py") else name for name in options.designs]
+    return RunNote(
+        scenario=str(Path(file).resolve()),
+        overrides=overrides,
+        designs=designs,
+        keep=sorted(options.keep),
+        perf_data=options.perf_data,
+        workers=options.workers,
+        place=options.place,
+        every_s=every_s,
+    )
+
+
+def _carry_out(scenario: Scenario, options: RunOptions, output: Output, execute: Executor | None) -> int:
+    """Run, write and print; say how to go on with what was stopped."""
+    again = "" if options.every_s is None else f'; go on with "vpmu resume {options.out}"'
     waits: dict[str, list[Waits]] = {}
     options = replace(options, on_waits=lambda design, found: waits.update({design: list(found)}))
     status, started = 0, time.perf_counter()
     try:
-        result = _execute(scenario, options, output, execute)
-    except Interrupted as stopped:
-        print(f"interrupted: {stopped.reason}", file=sys.stderr)
-        if stopped.result is None:
-            return EXIT_INTERRUPTED
-        result, status = stopped.result, EXIT_INTERRUPTED
-    wall_s = time.perf_counter() - started
-    if options.out is not None:
-        write_results(options.out, result, timing=_timing(result, options, wall_s) | _waits_of(waits))
+        try:
+            result = _execute(scenario, options, output, execute)
+        except Interrupted as stopped:
+            print(f"interrupted: {stopped.reason}{again}", file=sys.stderr)
+            if stopped.result is None:
+                return EXIT_INTERRUPTED
+            result, status = stopped.result, EXIT_INTERRUPTED
+        wall_s = time.perf_counter() - started
+        if options.out is not None:
+            write_results(options.out, result, timing=_timing(result, options, wall_s) | _waits_of(waits))
+            if options.every_s is not None and result.complete:
+                finish(options.out)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise Stopped(f"stopped: {where}{error.strerror or error}{again}") from error
+    except GangError as error:
+        raise Stopped(f"{error}{again}") from error
     if not output.quiet:
         _print(result, output, wall_s, waits)
     return status
@@ -177,7 +239,12 @@ def _executor() -> Executor:
 
 def _timing(result: RunResult, options: RunOptions, wall_s: float) -> dict[str, float | int | str]:
     virtual_s = sum(design.end_ns for design in result.designs.values()) / NS_PER_S
-    return {
+    frames = {
+        f"{name}.frames.{kind}": count
+        for name, design in result.designs.items()
+        for kind, count in design.frames.items()
+    }
+    return frames | {
         "wall_s": round(wall_s, 3),
         "virtual_s": virtual_s,
         "virtual_s_per_wall_s": round(virtual_s / wall_s, 3) if wall_s > 0 else 0,

@@ -87,6 +87,10 @@ class Interrupted(Exception):
         super().__init__(reason)
 
 
+class Stopped(Exception):
+    """Something outside stopped a run, a full disk or lost processes; says what, and how to go on."""
+
+
 def nearest_name(found: str | None, allowed: Iterable[str]) -> str | None:
     """Return the name in `allowed` that `found` was probably meant to be, or None."""
     if not found:

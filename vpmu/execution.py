@@ -15,9 +15,11 @@ from vpmu.errors import Interrupted, UserError
 from vpmu.options import Progress, RunOptions
 from vpmu.records import KIND_KEPT_BY, RecordWriter
 from vpmu.results import DesignResult, RunResult, remove_perf_files
+from vpmu.resume import design_directory, finish_design, finished_design
 
 if TYPE_CHECKING:
     from vpmu.actors.machine import Machine
+    from vpmu.cluster.checkpoint import Keeper
     from vpmu.kernels.jit import Arena
     from vpmu.perfdata.output import PerfOutput
     from vpmu.program import Program
@@ -131,7 +133,7 @@ async def execute(scenario: Scenario, options: RunOptions, progress: Progress | 
     done: list[DesignResult] = []
     try:
         for name in names:
-            result = await _run_design(scenario, programs, name, options, progress)
+            result = await _finished_or_run(scenario, programs, name, options, progress)
             done.append(result)
     except KeyboardInterrupt:
         missing = ", ".join(names[len(done) :])
@@ -141,6 +143,23 @@ async def execute(scenario: Scenario, options: RunOptions, progress: Progress | 
         )
         raise Interrupted(partial, reason) from None
     return RunResult.of(scenario.title, scenario.seed, done)
+
+
+async def _finished_or_run(
+    scenario: Scenario,
+    programs: dict[str, Program],
+    name: str,
+    options: RunOptions,
+    progress: Progress | None,
+) -> DesignResult:
+    """Return the result of a design, which may be there already in a run that goes on."""
+    if options.every_s is None or options.out is None:
+        return await _run_design(scenario, programs, name, options, progress)
+    result = finished_design(options.out, name)
+    if result is None:
+        result = await _run_design(scenario, programs, name, options, progress)
+        finish_design(options.out, result)
+    return result
 
 
 async def _run_design(
@@ -165,7 +184,7 @@ async def _run_design(
     on_waits = None if tell is None else lambda waits: tell(name, waits)
     complete = False
     try:
-        if options.workers > 1 or options.messages or options.where.scheduler:
+        if options.workers > 1 or options.messages or options.where.scheduler or options.every_s is not None:
             from vpmu.cluster.dask_workers import opener
             from vpmu.cluster.node import run_machine_on_workers
 
@@ -179,6 +198,7 @@ async def _run_design(
                 on_waits=on_waits,
                 open_workers=opener(options.where),
                 where=options.where,
+                keeper=_keeper(machine, options),
             )
             machine.arena[:] = outcome.arena
             frames = outcome.frames
@@ -201,6 +221,15 @@ async def _run_design(
         sink.close(complete)
         sink.discard()
     return result
+
+
+def _keeper(machine: Machine, options: RunOptions) -> Keeper | None:
+    """Return what keeps the checkpoints of a run that has any."""
+    if options.every_s is None or options.out is None:
+        return None
+    from vpmu.cluster.checkpoint import Keeper
+
+    return Keeper(design_directory(options.out, machine.design), machine, options.every_s)
 
 
 def _open_perf(
@@ -239,14 +268,17 @@ def _watched(machine: Machine, options: RunOptions) -> Iterator[None]:
 
 async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:
     """Advance a machine in this process; trio gets its turn after every kernel call."""
-    from vpmu.actors.local import clock_ns, steps
+    from vpmu.actors.local import clock_ns, settled_ns, steps
+    from vpmu.cluster.merge import InOrder
 
+    held = InOrder()
     for records in steps(machine):
-        if len(records):
-            sink.take(records)
+        held.add(records)
+        sink.take(held.before(settled_ns(machine)))
         if progress is not None:
             progress(name, clock_ns(machine))
         await trio.lowlevel.checkpoint()
+    sink.take(held.before())
 
 
 async def run(scenario: Scenario | str | Path, **choices: Any) -> RunResult:

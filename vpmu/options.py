@@ -47,6 +47,8 @@ class RunOptions:
         Write the guests' perf sessions as perf's own files, too; needs `out`.
     where : Where
         Where the processes are, and who may hear them.
+    every_s : float, optional
+        Write checkpoints into `out`, at most so much wall time apart, and go on from those that are there.
     on_waits : callable, optional
         Told where the time of each process goes, while the run goes on and at its end.
     """
@@ -59,6 +61,7 @@ class RunOptions:
     keep: frozenset[str] = DEFAULT_KEEP
     perf_data: bool = False
     where: Where = HERE
+    every_s: float | None = None
     on_waits: OnWaits | None = None
 
 

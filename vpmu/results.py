@@ -186,6 +186,7 @@ class DesignResult(Struct, kw_only=True):
     host: dict[str, int] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
+    """Frames between processes by kind; they depend on where the run was, and are not in ``summary.json``."""
 
 
 class RunResult(Struct, kw_only=True):
@@ -224,11 +225,14 @@ def check_out_directory(directory: str | Path) -> Path:
     Raises
     ------
     UserError
-        If it is a file, or holds something else, which is then left alone.
+        If it is a file, or holds something else or a run that can go on, which is then left alone.
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
         raise UserError("not a directory", file="--out", found=str(path))
+    if (path / "checkpoint" / "run.json").exists():
+        problem = 'holds a run that was stopped: go on with "vpmu resume DIR", or remove DIR/checkpoint'
+        raise UserError(problem, file="--out", found=str(path))
     if path.is_dir() and any(path.iterdir()) and not (path / SUMMARY).exists():
         raise UserError(f"holds files but no {SUMMARY}, so it is left alone", file="--out", found=str(path))
     return path
@@ -264,7 +268,7 @@ def write_results(
         if perf.parent.name not in result.designs:
             remove_perf_files(perf.parent)
     if timing is not None:
-        _write(path / TIMING, _json_bytes(dict(timing)))
+        _write(path / TIMING, json_bytes(dict(timing)))
     _write(path / SUMMARY, summary_bytes(result))
 
 
@@ -274,8 +278,11 @@ def remove_perf_files(directory: Path) -> None:
 
 
 def summary_bytes(result: RunResult) -> bytes:
-    """Return a result as ``summary.json`` holds it."""
-    return _json_bytes(result)
+    """Return a result as ``summary.json`` holds it: without what depends on where it was computed."""
+    content = msgspec.to_builtins(result, enc_hook=_plain)
+    for design in content["designs"].values():
+        del design["frames"]
+    return json_bytes(content)
 
 
 def read_results(directory: str | Path) -> RunResult:
@@ -400,7 +407,8 @@ def _record_files(directory: Path) -> Iterator[Path]:
         yield from directory.glob(f"*/{name}.parquet")
 
 
-def _json_bytes(content: object) -> bytes:
+def json_bytes(content: object) -> bytes:
+    """Return what is to be read by people and programs, durations as the integers they are."""
     return msgspec.json.format(msgspec.json.encode(content, enc_hook=_plain), indent=2) + b"\n"
 
 

@@ -16,7 +16,8 @@ from vpmu.actors.local import run_machine
 from vpmu.actors.machine import Machine
 from vpmu.build import build, load_programs
 from vpmu.cluster.launcher import LocalWorkers, OnDone, Workers
-from vpmu.cluster.node import WorkersOutcome, run_machine_on_workers, sort_records
+from vpmu.cluster.merge import sort_records
+from vpmu.cluster.node import WorkersOutcome, run_machine_on_workers
 from vpmu.kernels import columns as col
 from vpmu.scenario import Scenario, load_scenario
 

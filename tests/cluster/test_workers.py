@@ -17,8 +17,8 @@ from vpmu.actors.observer import Observer
 from vpmu.actors.physical_cpu import Guests
 from vpmu.cluster import node
 from vpmu.cluster.errors import GangError
-from vpmu.cluster.merge import add_actions
-from vpmu.cluster.node import run_machine_on_workers, sort_records
+from vpmu.cluster.merge import add_actions, sort_records
+from vpmu.cluster.node import run_machine_on_workers
 from vpmu.cluster.roles import assign
 from vpmu.kernels import columns as col
 from vpmu.kernels.jit import Arena
