@@ -85,6 +85,8 @@ class Barrier:
         self.at_ns = 0
         """End of the window that this rank has come to last, ns."""
         self._told = _Told()
+        if pending is not None:
+            self._forget_gone()
         self.waits = False
         """Whether this rank is at the end of the window and has said so."""
         self.changed = True
@@ -113,6 +115,18 @@ class Barrier:
     def _whole(self, v: int) -> Slices:
         rows = self._rows
         return rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
+
+    def _forget_gone(self) -> None:
+        """In a run that goes on every rank has the rows of those who are away: only one is to count them."""
+        host_of = {each.offset: each.host for each in self._machine.vcpus}
+        first = {pcpu.host: pcpu.index for pcpu in reversed(self._machine.pcpus)}
+        for v in self.gone():
+            if self._rank_of_cpu(first[host_of[v]]) != self._rank:
+                self._unmark(v)
+
+    def _unmark(self, v: int) -> None:
+        """What is left of a vCPU here is only a copy."""
+        self._machine.arena[v + int(V_MOVE)] = MOVE_NONE
 
     def gone(self) -> list[int]:
         """Return the offsets of the vCPUs that left a host of this process and have come to no other."""
@@ -195,8 +209,7 @@ class Barrier:
             self._fleet.come(move, self.at_ns, self._here.__contains__)
             for number, cpu in zip(move.vcpus, move.pcpus, strict=True):
                 if self._rank_of_cpu(cpu) != self._rank:
-                    # What is left of it here is only a copy.
-                    self._machine.arena[self._machine.vcpus[number].offset + int(V_MOVE)] = MOVE_NONE
+                    self._unmark(self._machine.vcpus[number].offset)
         return write
 
     def _install(self, rows: list[U64Array], coming: list[MoveEntry]) -> None:

@@ -13,6 +13,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,9 @@ Entry = Callable[[Hub, int, bytes], Awaitable[bytes]]
 
 STOP_WITHIN_S: Final = 0.25
 """How long a rank may take to stop once it is told to; then its process is killed."""
+
+LOOK_EVERY_S: Final = 0.5
+"""How often the start looks whether a worker's process has ended."""
 
 _DASK_CONFIG: Final = {
     "distributed.scheduler.allowed-failures": 0,
@@ -149,10 +153,20 @@ class LocalWorkers(Workers):
             if self._closed:
                 return
             self._open(dask, distributed)
-        try:
-            self._client.wait_for_workers(self._nr_ranks, timeout=START_WITHIN_S)
-        except TimeoutError:
-            raise GangError(f"{self._nr_ranks} workers did not start within {START_WITHIN_S} s") from None
+        until = time.monotonic() + START_WITHIN_S
+        while not self._are_up():
+            if time.monotonic() > until:
+                raise GangError(f"{self._nr_ranks} workers did not start within {START_WITHIN_S} s")
+
+    def _are_up(self) -> bool:
+        """Wait for the workers a while; return whether all are there."""
+        with suppress(TimeoutError):
+            self._client.wait_for_workers(self._nr_ranks, timeout=LOOK_EVERY_S)
+            return True
+        # Note that a nanny does not start a process anew that ends before it is up.
+        if any(nanny.status.name == "failed" for nanny in list(self._cluster._created)):
+            raise GangError("a worker's process was lost before it was up", lost=True)
+        return False
 
     def _open(self, dask: Any, distributed: Any) -> None:
         tls = self._directory / "tls"
@@ -387,7 +401,9 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _rank_error(rank: int, outcome: bytes | BaseException) -> GangError | None:
     if isinstance(outcome, BaseException):
-        reason = "".join(traceback.format_exception_only(outcome)).strip()
+        # What Dask says about a killed worker is long and no help here.
+        killed = type(outcome).__name__ == "KilledWorker"
+        reason = "killed" if killed else "".join(traceback.format_exception_only(outcome)).strip()
         return GangError(f"its process was lost: {reason}", rank, lost=True)
     failure = msgspec.msgpack.decode(outcome, type=RankFailure)
     return None if failure.stopped else GangError(failure.reason, rank, failure.traceback_text)

@@ -165,11 +165,21 @@ async def play(hub: Hub, rank: int, payload: bytes) -> bytes:
     from vpmu.cluster.seat import Seat
 
     machine = unpack_machine(part)
+    if rank:
+        _forget_counts(machine)
     roles = assign(machine, part.workers, part.place, part.messages)
     seat = Seat(hub, rank, machine, roles, part.writing)
     with serving(seat.watch, *hub.metrics):
         await seat.run()
     return msgspec.msgpack.encode(_share(hub, machine, seat))
+
+
+def _forget_counts(machine: Machine) -> None:
+    """Leave what was counted for the whole run before it went on to another rank."""
+    from vpmu.kernels.columns import R_ACCESSES
+
+    machine.table("action")[:] = 0
+    machine.arena[R_ACCESSES] = 0
 
 
 def _share(hub: Hub, machine: Machine, seat: Seat) -> Share:
@@ -386,7 +396,11 @@ async def run_machine_on_workers(
             except GangError as error:
                 if not error.lost or observers or attempt + 1 == MOST_STARTS:
                     raise
-                _LOG.warning("%s; the run goes on without it", error.line)
+                _LOG.warning(
+                    "%s; the run goes on from %s",
+                    error.line,
+                    "its last checkpoint" if keeper else "its start",
+                )
     outcome = home.merge(results)
     for each in observers:
         each.close()
