@@ -125,7 +125,7 @@ class Barrier:
                 self._unmark(v)
 
     def _unmark(self, v: int) -> None:
-        """What is left of a vCPU here is only a copy."""
+        """Note that what is left of a vCPU here is only a copy."""
         self._machine.arena[v + int(V_MOVE)] = MOVE_NONE
 
     def gone(self) -> list[int]:

@@ -5,11 +5,11 @@ Every rank gets the same machine and plays its role in it; at the end each hands
 
 from __future__ import annotations
 
-import itertools
 import logging
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,6 +232,11 @@ class _Home:
         self._journals.clear()
         return None if self._keeper is None else self._keeper.begin()
 
+    @property
+    def can_begin_again(self) -> bool:
+        """Whether nobody has followed what an attempt did."""
+        return not self._observers
+
     def register(self, hub: Hub) -> None:
         """Take records, clocks, and notes of checkpoints."""
         self.refused = hub.refused
@@ -328,6 +333,36 @@ async def _seats(workers: int, where: Where) -> int:
     return await trio.to_thread.run_sync(wait_workers, where, workers, abandon_on_cancel=True)
 
 
+async def _start_until_done(
+    home: _Home,
+    part: Callable[..., bytes],
+    workers: int,
+    where: Where,
+    open_workers: Callable[[int, Path], Workers],
+) -> list[bytes]:
+    """Start a gang, again if a process of it is lost; return what its ranks hand in."""
+    for attempt in range(MOST_STARTS):
+        nr_ranks = workers if attempt == 0 else await _seats(workers, where)
+        start = home.begin(nr_ranks)
+        try:
+            return await run_gang(
+                nr_ranks,
+                ENTRY,
+                part(workers=nr_ranks, start=start),
+                attempt=attempt,
+                transport="ipc",
+                where=where,
+                open_workers=open_workers,
+                register=home.register,
+            )
+        except GangError as error:
+            if not error.lost or not home.can_begin_again:
+                raise
+            since = "its start" if start is None else "its last checkpoint"
+            _LOG.warning("%s; the run goes on from %s", error.line, since)
+    raise GangError(f"processes were lost {MOST_STARTS} times")
+
+
 async def run_machine_on_workers(
     machine: Machine,
     *,
@@ -377,30 +412,9 @@ async def run_machine_on_workers(
     # Ctrl-C need not wait until all is compiled.
     await trio.to_thread.run_sync(_compile_kernels, abandon_on_cancel=True)
     home = _Home(machine, on_progress, observers, on_waits, keeper)
+    part = partial(pack_part, machine, place=place, messages=messages)
     with serving(home.watch, where.metrics, where.metrics_port):
-        for attempt in itertools.count():
-            nr_ranks = workers if attempt == 0 else await _seats(workers, where)
-            start = home.begin(nr_ranks)
-            try:
-                results = await run_gang(
-                    nr_ranks,
-                    ENTRY,
-                    pack_part(machine, nr_ranks, place, messages, start),
-                    attempt=attempt,
-                    transport="ipc",
-                    where=where,
-                    open_workers=open_workers,
-                    register=home.register,
-                )
-                break
-            except GangError as error:
-                if not error.lost or observers or attempt + 1 == MOST_STARTS:
-                    raise
-                _LOG.warning(
-                    "%s; the run goes on from %s",
-                    error.line,
-                    "its last checkpoint" if keeper else "its start",
-                )
+        results = await _start_until_done(home, part, workers, where, open_workers)
     outcome = home.merge(results)
     for each in observers:
         each.close()
