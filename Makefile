@@ -22,7 +22,7 @@ DEMO_DESIGNS ?= legacy,optimized,native
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench scale docs soak container fuzz fuzz-atheris ftest-profile lock clean
+.PHONY: help demo test lint format bench scale docs soak chaos container fuzz fuzz-atheris ftest-profile lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | awk '{n = $$1; $$1 = ""; printf "%-15s%s\n", n, $$0}'
@@ -61,6 +61,9 @@ docs: $(DEV_STAMP) ## Check the documentation: links, and that every key and com
 
 soak: $(DEV_STAMP) ## The long tests: whole scenarios in message mode, many random scenarios
 	VPMU_SOAK=1 $(BIN)/pytest -m soak $(PYTEST_ARGS)
+
+chaos: $(DEV_STAMP) ## Kill, stop and starve runs at twenty and more moments; compare every byte
+	$(BIN)/pytest -m chaos tests/chaos $(PYTEST_ARGS)
 
 container: $(DEV_STAMP) ## Build the image and run a cluster of it (needs root, buildah and debootstrap)
 	$(BIN)/pytest -m container tests/container $(PYTEST_ARGS)
