@@ -1,5 +1,6 @@
 """Checkpoints within one process: what they hold, what goes on from them, and which are refused."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -227,7 +228,7 @@ def test_a_manifest_is_written_at_once_or_not_at_all(tmp_path: Path, monkeypatch
     manifest = Manifest(1, 5, 0, "", [], [], [(1, 2, "leaves", False, 0)])
     checkpoint.write_manifest(path, manifest)
     assert read_manifest(path) == manifest
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="the disk is full"):
         checkpoint.write_manifest(path, msgspec.structs.replace(manifest, number=2))
     assert read_manifest(path) == manifest
