@@ -17,11 +17,13 @@ class Merge:
     ----------
     machine : Machine
         As built; it is not changed, and words that nobody owns are as they are there.
+    arena : uint64[n], optional
+        Where rows are, or will be; a copy of the machine's if not given.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, arena: Arena | None = None) -> None:
         self._machine = machine
-        self._arena = machine.arena.copy()
+        self._arena = machine.arena.copy() if arena is None else arena
         self._owned = np.zeros(self._arena.size, dtype=np.bool_)
         region = machine.regions["action"]
         self._stats = np.zeros((region.rows, region.columns), dtype=np.uint64)

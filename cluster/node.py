@@ -29,13 +29,14 @@ from vpmu.actors.machine import (
 )
 from vpmu.actors.observer import Observer
 from vpmu.cluster import proto
-from vpmu.cluster.checkpoint import FileNote, Keeper, Start, Writing
+from vpmu.cluster.checkpoint import FileNote, Keeper, Start, Writing, ranges_of
 from vpmu.cluster.errors import GangError, RemoteProtocolError
 from vpmu.cluster.hub import Hub, Refusal
 from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
 from vpmu.cluster.merge import Merge, sort_records
 from vpmu.cluster.placement import Policy
 from vpmu.cluster.proto import Frame, Kind, U64Array
+from vpmu.cluster.shared import SharedArena, open_shared
 from vpmu.cluster.watch import Waits, Watch, serving
 from vpmu.cluster.where import HERE, Where
 from vpmu.kernels.designs import registry
@@ -60,7 +61,10 @@ OnWaits = Callable[[list[Waits]], None]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What every rank is told: the machine and how it is divided; sent as MessagePack."""
+    """What every rank is told: the machine and how it is divided; sent as MessagePack.
+
+    The arena comes with it, compressed, or stands in memory that ranks on the same machine share.
+    """
 
     design: str
     design_file: str
@@ -70,6 +74,7 @@ class Part(msgspec.Struct, frozen=True):
     vcpus: list[VcpuEntry]
     regions: list[Region]
     arena: bytes
+    shared: str
     log_records: int
     workers: int
     place: Policy
@@ -80,9 +85,13 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What a rank hands in: its rows as a ROWS payload, its action histograms, its frames, and refusals."""
+    """What a rank hands in: its rows as a ROWS payload, its action histograms, its frames, and refusals.
+
+    Where the arena is shared, the rows are there, and only their ranges are said.
+    """
 
     rows: bytes
+    ranges: bytes
     stats: bytes
     accesses: int
     frames: dict[str, int]
@@ -114,7 +123,12 @@ class WorkersOutcome:
 
 
 def pack_part(
-    machine: Machine, workers: int, place: Policy, messages: bool, start: Start | None = None
+    machine: Machine,
+    workers: int,
+    place: Policy,
+    messages: bool,
+    start: Start | None = None,
+    shared: SharedArena | None = None,
 ) -> bytes:
     """Return a machine and how it is divided, for `play`; with `start` it begins there."""
     arena = machine.arena if start is None else start.arena
@@ -127,7 +141,8 @@ def pack_part(
         machine.pcpus,
         machine.vcpus,
         list(machine.regions.values()),
-        zlib.compress(arena.data, 1),
+        b"" if shared else zlib.compress(arena.data, 1),
+        shared.path if shared else "",
         machine.log.size // RECORD_WORDS,
         workers,
         place,
@@ -144,7 +159,9 @@ def unpack_machine(part: Part) -> Machine:
     return Machine(
         part.design,
         part.until_ns,
-        np.frombuffer(zlib.decompress(part.arena), proto.U64_DTYPE).copy(),
+        open_shared(part.shared).copy()
+        if part.shared
+        else np.frombuffer(zlib.decompress(part.arena), proto.U64_DTYPE).copy(),
         empty_log(part.log_records),
         part.hosts,
         part.pcpus,
@@ -171,7 +188,7 @@ async def play(hub: Hub, rank: int, payload: bytes) -> bytes:
     seat = Seat(hub, rank, machine, roles, part.writing)
     with serving(seat.watch, *hub.metrics):
         await seat.run()
-    return msgspec.msgpack.encode(_share(hub, machine, seat))
+    return msgspec.msgpack.encode(_share(hub, machine, seat, part.shared))
 
 
 def _forget_counts(machine: Machine) -> None:
@@ -182,15 +199,24 @@ def _forget_counts(machine: Machine) -> None:
     machine.arena[R_ACCESSES] = 0
 
 
-def _share(hub: Hub, machine: Machine, seat: Seat) -> Share:
+def _share(hub: Hub, machine: Machine, seat: Seat, shared: str) -> Share:
     from vpmu.cluster import letters
     from vpmu.kernels.columns import R_ACCESSES
 
     frames = {
         kind.name: count for kind, count in hub.statistics().frames_sent.items() if kind in letters.KINDS
     }
+    ranges = ranges_of(seat.owned())
+    rows = b""
+    if shared:
+        there = open_shared(shared)
+        for offset, length in ranges.tolist():
+            there[offset : offset + length] = machine.arena[offset : offset + length]
+    else:
+        rows = proto.pack_rows(machine.arena, ranges.tolist()).tobytes()
     return Share(
-        proto.pack_rows(machine.arena, seat.owned()).tobytes(),
+        rows,
+        ranges.tobytes() if shared else b"",
         machine.table("action").tobytes(),
         int(machine.arena[R_ACCESSES]),
         frames,
@@ -223,14 +249,19 @@ class _Home:
         self._journals: list[FileNote] = []
         self.refused: list[Refusal] = []
         """What strangers sent to this process."""
+        self.shared: SharedArena | None = None
+        """Where ranks of this machine find the arena, and leave their rows."""
 
-    def begin(self, nr_ranks: int) -> Start | None:
+    def begin(self, nr_ranks: int, *, shares: bool) -> Start | None:
         """Begin an attempt with so many ranks; return where, if the run has checkpoints."""
         self._waits = [Waits()] * nr_ranks
         self._clocks = dict.fromkeys(range(nr_ranks), 0)
         self._records.clear()
         self._journals.clear()
-        return None if self._keeper is None else self._keeper.begin()
+        start = None if self._keeper is None else self._keeper.begin()
+        if shares:
+            self.shared = SharedArena(self._machine.arena if start is None else start.arena)
+        return start
 
     @property
     def can_begin_again(self) -> bool:
@@ -290,12 +321,12 @@ class _Home:
         GangError
             If what a rank handed in is no result, or has rows of another.
         """
-        merge = Merge(self._machine)
+        merge = Merge(self._machine, None if self.shared is None else self.shared.words)
         outcome = WorkersOutcome(self._machine.arena)
         for rank, result in enumerate(results):
             try:
                 share = msgspec.msgpack.decode(result, type=Share)
-                _add_rows(merge, self._machine.arena.size, share.rows)
+                _add_rows(merge, self._machine.arena.size, share)
                 merge.add(np.frombuffer(share.stats, proto.U64_DTYPE), share.accesses)
             except (msgspec.MsgspecError, RemoteProtocolError, ValueError) as error:
                 raise GangError(f"what it handed in is no result: {error}", rank) from None
@@ -309,8 +340,10 @@ class _Home:
         return outcome
 
 
-def _add_rows(merge: Merge, size: int, rows: bytes) -> None:
-    records = np.frombuffer(rows, proto.U64_DTYPE).reshape(-1, 1)
+def _add_rows(merge: Merge, size: int, share: Share) -> None:
+    for offset, length in np.frombuffer(share.ranges, proto.U64_DTYPE).reshape(-1, 2).tolist():
+        merge.claim(offset, length)
+    records = np.frombuffer(share.rows, proto.U64_DTYPE).reshape(-1, 1)
     for offset, words in proto.iter_rows(records, size):
         merge.claim(offset, words.size)[:] = words
 
@@ -343,12 +376,12 @@ async def _start_until_done(
     """Start a gang, again if a process of it is lost; return what its ranks hand in."""
     for attempt in range(MOST_STARTS):
         nr_ranks = workers if attempt == 0 else await _seats(workers, where)
-        start = home.begin(nr_ranks)
+        start = home.begin(nr_ranks, shares=not where.scheduler)
         try:
             return await run_gang(
                 nr_ranks,
                 ENTRY,
-                part(workers=nr_ranks, start=start),
+                part(workers=nr_ranks, start=start, shared=home.shared),
                 attempt=attempt,
                 transport="ipc",
                 where=where,
@@ -360,6 +393,9 @@ async def _start_until_done(
                 raise
             since = "its start" if start is None else "its last checkpoint"
             _LOG.warning("%s; the run goes on from %s", error.line, since)
+        finally:
+            if home.shared is not None:
+                home.shared.close()
     raise GangError(f"processes were lost {MOST_STARTS} times")
 
 
