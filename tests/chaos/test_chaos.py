@@ -97,7 +97,10 @@ def test_a_kill_at_any_time_changes_no_byte(seed: int, expected: dict[str, bytes
     run = start(tmp_path / "out")
     killed = moment(run, tmp_path / "out", draw) and run.kill(draw.randrange(2))
     status, said = run.end()
-    assert (status, "lost" in said) == (0, killed), said
+    # A worker that is killed when it has handed in its part is not missed.
+    assert status == 0, said
+    assert killed if moment is not at_the_end else True
+    assert ("lost" in said) == killed or moment is at_the_end, said
     assert files_of(tmp_path / "out") == expected
 
 
@@ -105,7 +108,7 @@ def test_five_kills_change_no_byte(expected: dict[str, bytes], tmp_path: Path):
     draw = random.Random(5)
     run = start(tmp_path / "out")
     for number in range(5):
-        assert run.wait_for(elapsed(draw.uniform(1.5, 4)))
+        assert run.wait_for(elapsed(draw.uniform(0.2, 1.2)))
         assert run.wait_for(lambda: bool(run.workers()))
         assert run.kill(number)
     status, said = run.end()
