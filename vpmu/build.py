@@ -131,8 +131,9 @@ class Builder:
         self.modules = [load_design(name) for name in self.designs]
         self.programs = programs
         self.profiles: dict[str, Profile] = {
-            host.profile: load_profile(host.profile) for host in scenario.hosts
+            name: load_profile(name) for name in {host.profile: None for host in scenario.hosts}
         }
+        self._figures: dict[tuple[str, int], dict[str, tuple[int, int, int]]] = {}
         self.layout = Layout()
         self.placed = [placed for vm in scenario.vms for placed in self._place(vm)]
         self.derived = derived_configs(self._configs())
@@ -299,9 +300,16 @@ class Builder:
         for name, word in words.items():
             self.s[offset + int(getattr(col, name))] = word
 
+    def _cost_figures(self, host: Host) -> dict[str, tuple[int, int, int]]:
+        """Return what everything costs on a host; few are of different kinds."""
+        kind = host.profile, host.possible_cpus
+        if kind not in self._figures:
+            self._figures[kind] = self.profiles[host.profile].cost_figures(host.possible_cpus)
+        return self._figures[kind]
+
     def _fill_run(self, encoded: dict[str, Arena]) -> None:
         host = self.scenario.hosts[0]
-        figures = self.profiles[host.profile].cost_figures(host.possible_cpus)
+        figures = self._cost_figures(host)
         costs = encode_costs(figures)
         self.s[self.costs.base : self.costs.base + costs.size] = costs.reshape(-1)
         self.s[int(col.R_CONSTANT) : int(col.R_CONSTANT) + len(costs)] = constant_costs(costs)
@@ -475,7 +483,7 @@ class Builder:
         vm = placed.vm
         tick_ns = _SEC // vm.hz
         finite = sum(1 for _, thread, _ in placed.threads if thread.kind == "program")
-        costs = profile.cost_figures(host.possible_cpus)
+        costs = self._cost_figures(host)
         self._set(
             g,
             G_ID=(1 << 42) | index,

@@ -7,6 +7,7 @@ those without it.
 import importlib
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -57,9 +58,11 @@ def add_design(path: Path) -> str:
     return name
 
 
-def built_in_names() -> list[str]:
+@cache
+def built_in_names() -> tuple[str, ...]:
     """Return the names of the designs in this folder."""
-    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in _NOT_DESIGNS)
+    names = (file.stem for file in Path(__file__).parent.glob("*.py"))
+    return tuple(sorted(name for name in names if name not in _NOT_DESIGNS))
 
 
 def design_names() -> list[str]:

@@ -162,7 +162,7 @@ def test_designs_are_listed(capsys: pytest.CaptureFixture[str]):
     assert main(["designs"]) == 0
     rows = capsys.readouterr().out.splitlines()[3:]
     names = [row.split()[0] for row in rows if row.startswith("  ") and row[2:3].strip()]
-    assert names == built_in_names()
+    assert names == list(built_in_names())
     assert {"legacy", "native", "optimized"} <= set(names)
 
 
