@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vpmu.actors.machine import Machine, MoveEntry, PcpuEntry, RebootEntry
+from vpmu.actors.machine import Machine, MoveEntry, PcpuEntry, Pending, RebootEntry
 from vpmu.actors.rows import RowMap
 from vpmu.kernels.columns import P_DESIGN, P_INTERCEPTS, V_MOVE, V_PARAMETER
 from vpmu.kernels.fleet import send_away, take_in
@@ -20,8 +20,6 @@ from vpmu.kernels.jit import U64
 _GONE = int(MOVE_GONE)
 Due = list[tuple[str, MoveEntry | RebootEntry]]
 """What happens at a time, in order: "leaves", "comes" or "reboots", and what it is about."""
-Pending = tuple[int, int, str, bool, int]
-"""What is still to happen, as a checkpoint keeps it: time, order, stage, whether a reboot, and its index."""
 RETRY_NS = 10_000_000
 """How long a reboot waits for a host that is not empty yet, before it looks again."""
 

@@ -110,6 +110,10 @@ class RebootEntry:
     design: int
 
 
+Pending = tuple[int, int, str, bool, int]
+"""A move or reboot to come, as a checkpoint keeps it: time, order, stage, whether a reboot, and its index."""
+
+
 @dataclass(slots=True)
 class Region:
     """A table in the arena: ``rows`` rows of ``columns`` words from ``base`` on."""

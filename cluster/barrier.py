@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vpmu.actors.fleet import Due, Fleet, Pending
-from vpmu.actors.machine import Machine, MoveEntry, RebootEntry
+from vpmu.actors.fleet import Due, Fleet
+from vpmu.actors.machine import Machine, MoveEntry, Pending, RebootEntry
 from vpmu.actors.rows import RowMap, Slices
 from vpmu.cluster import proto
 from vpmu.cluster.errors import RemoteProtocolError

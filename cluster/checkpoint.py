@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from vpmu.actors.fleet import Pending
-from vpmu.actors.machine import Machine
+from vpmu.actors.machine import Machine, Pending
 from vpmu.cluster import proto
 from vpmu.cluster.errors import GangError, RemoteProtocolError
 from vpmu.cluster.merge import Merge
