@@ -348,9 +348,12 @@ def _add_rows(merge: Merge, size: int, share: Share) -> None:
         merge.claim(offset, words.size)[:] = words
 
 
-def _compile_kernels() -> None:
+def _compile_kernels(*, moves: bool) -> None:
     """Compile what ranks call, once and here: they find it in the cache."""
     import vpmu.kernels.remote
+
+    if moves:
+        import vpmu.kernels.fleet
     from vpmu.kernels.jit import compile_entries
 
     assert vpmu.kernels.remote is not None
@@ -446,7 +449,8 @@ async def run_machine_on_workers(
         If a rank fails, or processes are lost again and again.
     """
     # Ctrl-C need not wait until all is compiled.
-    await trio.to_thread.run_sync(_compile_kernels, abandon_on_cancel=True)
+    compiles = partial(_compile_kernels, moves=bool(machine.moves or machine.reboots))
+    await trio.to_thread.run_sync(compiles, abandon_on_cancel=True)
     home = _Home(machine, on_progress, observers, on_waits, keeper)
     part = partial(pack_part, machine, place=place, messages=messages)
     with serving(home.watch, where.metrics, where.metrics_port):
