@@ -22,7 +22,7 @@ DEMO_DESIGNS ?= legacy,optimized,native
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench scale docs soak chaos container fuzz fuzz-atheris ftest-profile lock clean
+.PHONY: help demo test lint format bench scale workers docs soak chaos container fuzz fuzz-atheris ftest-profile lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | awk '{n = $$1; $$1 = ""; printf "%-15s%s\n", n, $$0}'
@@ -55,6 +55,9 @@ bench: $(DEV_STAMP) ## Measure speed; writes bench.json (BENCH_ARGS)
 
 scale: $(DEV_STAMP) ## Measure fleets of 100 to 100,000 vCPUs
 	$(BIN)/python -m benchmarks.scale
+
+workers: $(DEV_STAMP) ## Measure one worker against two, and what checkpoints cost
+	$(BIN)/python -m benchmarks.workers
 
 docs: $(DEV_STAMP) ## Check the documentation: links, and that every key and command is described
 	$(BIN)/pytest tests/docs

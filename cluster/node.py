@@ -305,9 +305,13 @@ class _Home:
         """Return how far the slowest rank has come, of those that have said so."""
         return min((clock for clock in self._clocks.values() if clock), default=0)
 
-    def hand_over(self, on_records: OnRecords) -> None:
-        """Hand all records over in the order of time, actor and sequence: a function of the run alone."""
+    def hand_over(self, on_records: OnRecords, *, in_order: bool) -> None:
+        """Hand all records over, in the order of time, actor and sequence: a function of the run alone."""
         found = self._records if self._keeper is None else self._keeper.records(self._journals)
+        if not in_order:
+            for each in found:
+                on_records(each)
+            return
         records = sort_records(np.concatenate([np.empty((0, RECORD_WORDS), np.uint64), *found]))
         found.clear()
         for first in range(0, len(records), BATCH):
@@ -409,6 +413,7 @@ async def run_machine_on_workers(
     place: Policy = "packed",
     messages: bool = False,
     on_records: OnRecords | None = None,
+    in_order: bool = True,
     on_progress: OnProgress | None = None,
     on_waits: OnWaits | None = None,
     observers: Sequence[Observer] = (),
@@ -429,7 +434,9 @@ async def run_machine_on_workers(
     messages : bool
         Message mode: every access, host perf request and PMI is a message.
     on_records : callable, optional
-        Takes all records, ``uint64[n, 8]``, sorted by time, actor and sequence, once the run is complete.
+        Takes all records, ``uint64[n, 8]``, once the run is complete.
+    in_order : bool
+        Whether records are sorted by time, actor and sequence; if not, they are in no order.
     on_progress : callable, optional
         Takes the virtual time, ns, that the slowest rank has come to.
     on_waits : callable, optional
@@ -459,7 +466,7 @@ async def run_machine_on_workers(
     for each in observers:
         each.close()
     if on_records is not None:
-        home.hand_over(on_records)
+        home.hand_over(on_records, in_order=in_order)
     # Note that strangers of an attempt that was lost are forgotten with it.
     outcome.refused += [f"refused a frame: {refusal.reason}" for refusal in home.refused]
     return outcome

@@ -121,7 +121,7 @@ class SampleCounter:
         """Return the lines of ``perf stat -I`` of one event: what each interval added."""
         before = (0, 0, 0)
         rows = []
-        for at_ns, *totals in self._intervals[actor, owner]:
+        for at_ns, *totals in sorted(self._intervals[actor, owner]):
             count, enabled_ns, running_ns = (now - then for now, then in zip(totals, before, strict=True))
             rows.append(IntervalRow(at_ns=at_ns, count=count, enabled_ns=enabled_ns, running_ns=running_ns))
             before = (totals[0], totals[1], totals[2])

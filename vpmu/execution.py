@@ -199,6 +199,7 @@ async def _run_design(
                 place=options.place,
                 messages=options.messages,
                 on_records=sink.take,
+                in_order=sink.writes,
                 on_progress=None if progress is None else lambda at_ns: progress(name, at_ns),
                 on_waits=on_waits,
                 open_workers=opener(options.where),
