@@ -1,8 +1,8 @@
 """One worker against two, and what checkpoints cost: whole runs of examples/fleet/scale.toml, `make workers`.
 
-Each line is a process of its own with the workers that it starts. `run` is the wall time of all; `a second` is what
-another second of virtual time takes, from the difference between a long run and a short one, so that starting,
-compiling and collecting are not in it.
+Each line is a process of its own with the workers that it starts. `run` is the wall time of all; `a second` is
+what another second of virtual time takes, from the difference between a long run and a short one: starting and
+collecting are not in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VARIANTS: Final = {
     "two workers": ["--workers", "2", "--checkpoint", "100000"],
     "two, a checkpoint every 60 s": ["--workers", "2", "--checkpoint", "60"],
 }
-"""All write their records to journals, so that they differ in nothing else; the first two write no checkpoint."""
+"""All write their records to journals, so that they differ in nothing else."""
 
 
 def run(vcpus: int, until_s: int, choices: list[str]) -> float:

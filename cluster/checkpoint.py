@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -429,8 +429,8 @@ class Keeper:
             for state in self.directory.glob(f"state-*-*-{number}"):
                 state.unlink()
 
-    def records(self, last: Iterable[FileNote]) -> list[U64Array]:
-        """Return all records of the run, those of the attempt that came to the end being in `last`.
+    def records(self, last: Iterable[FileNote]) -> Iterator[U64Array]:
+        """Yield all records of the run, those of the attempt that came to the end being in `last`.
 
         Raises
         ------
@@ -438,7 +438,7 @@ class Keeper:
             If a journal is not as it was written.
         """
         try:
-            return [self._journal(each) for each in [*self._before, *last]]
+            yield from map(self._journal, [*self._before, *last])
         except Damaged as damage:
             raise GangError(str(damage)) from None
 

@@ -307,13 +307,13 @@ class _Home:
 
     def hand_over(self, on_records: OnRecords, *, in_order: bool) -> None:
         """Hand all records over, in the order of time, actor and sequence: a function of the run alone."""
-        found = self._records if self._keeper is None else self._keeper.records(self._journals)
+        found = iter(self._records) if self._keeper is None else self._keeper.records(self._journals)
         if not in_order:
             for each in found:
                 on_records(each)
             return
         records = sort_records(np.concatenate([np.empty((0, RECORD_WORDS), np.uint64), *found]))
-        found.clear()
+        self._records.clear()
         for first in range(0, len(records), BATCH):
             on_records(records[first : first + BATCH])
 

@@ -46,7 +46,7 @@ class _Sink:
     @property
     def writes(self) -> bool:
         """Whether files depend on the order of the records."""
-        return self._writer is not None or self.perf is not None
+        return (self._writer is not None and bool(self._writer.keep)) or self.perf is not None
 
     def take(self, records: Arena) -> None:
         """Take records, ``uint64[n, 8]``; the array may be overwritten afterwards."""
