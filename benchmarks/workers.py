@@ -1,8 +1,8 @@
 """One worker against two, and what checkpoints cost: whole runs of examples/fleet/scale.toml, `make workers`.
 
-Each line is a process of its own with the workers that it starts. `run` is the wall time of all; `a second` is
-what another second of virtual time takes, from the difference between a long run and a short one: starting and
-collecting are not in it.
+Each line is a process of its own with the workers that it starts. `run` is the wall time of all; `a second`
+is what another second of virtual time takes, from the difference between a long run and a short one, so that
+starting and collecting are not in it.
 """
 
 from __future__ import annotations
