@@ -11,16 +11,39 @@ import resource
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from vpmu.scenario import Scenario
 
 SCENARIO: Final = Path(__file__).parents[1] / "examples" / "fleet" / "scale.toml"
 SIZES: Final = (100, 1_000, 10_000, 100_000)
 DESIGNS: Final = ("optimized", "legacy")
+LESS_ACTIVE: Final = (0.1, 0.05, 0.02)
+"""Shares of active VMs that leave CPUs idle: there are ten vCPUs to each."""
 _VCPUS_PER_HOST: Final = 100
 
 
-def point(vcpus: int, design: str) -> str:
+def scenario_of(vcpus: int, active: float) -> Scenario:
+    """Return the fleet of so many vCPUs; of them a part sleeps but for a moment a second."""
+    from vpmu.scenario import parse_scenario
+
+    raw = tomllib.loads(SCENARIO.read_text())
+    raw["host"][0]["count"] = max(vcpus // _VCPUS_PER_HOST, 1)
+    fleet = raw["fleet"][0]
+    fleet["count"] = vcpus
+    if active < 1:
+        sleeper = {"name": "housekeeping", "kind": "sleeper", "wakeups": "1/s", "burst": "50 us"}
+        raw["template"].append({"name": "asleep", "thread": [sleeper]})
+        fleet["templates"].append("asleep")
+        asleep = round(sum(fleet["weights"]) * (1 / active - 1))
+        fleet["weights"].append(asleep)
+    return parse_scenario(raw, file=str(SCENARIO), directory=SCENARIO.parent)
+
+
+def point(vcpus: int, design: str, active: float = 1.0) -> str:
     """Run one point in this process; return its line of the table."""
     from vpmu.actors.local import steps
     from vpmu.build import build
@@ -28,11 +51,9 @@ def point(vcpus: int, design: str) -> str:
     from vpmu.execution import kept_kinds
     from vpmu.kernels.columns import R_KEEP
     from vpmu.options import RunOptions
-    from vpmu.scenario import load_scenario
 
     began = time.perf_counter()
-    hosts = max(vcpus // _VCPUS_PER_HOST, 1)
-    scenario = load_scenario(SCENARIO, [f"host.node.count={hosts}", f"fleet.vm.count={vcpus}"])
+    scenario = scenario_of(vcpus, active)
     machine = build(scenario, design)
     machine.arena[R_KEEP] = kept_kinds(RunOptions())
     samples = SampleCounter()
@@ -46,7 +67,7 @@ def point(vcpus: int, design: str) -> str:
     virtual_s = scenario.until_ns / 1e9
     rates = (result.host[name] / virtual_s for name in ("PMIs", "vCPU switches", "accesses", "VM exits"))
     return (
-        f"{design:10} {vcpus:8,} {len(machine.pcpus):7,} {started - began:8.1f} s"
+        f"{design:10} {vcpus:8,} {active:7.1%} {len(machine.pcpus):7,} {started - began:8.1f} s"
         f" {(ended - started) / virtual_s:8.2f} s {peak_mb:6,} MB {busy:7.1%} "
         + " ".join(f"{rate:12,.0f}" for rate in rates)
     )
@@ -58,24 +79,29 @@ def main() -> None:
     parser.add_argument(
         "--point", nargs=2, metavar=("VCPUS", "DESIGN"), help="only this one, in this process"
     )
+    parser.add_argument(
+        "--active", type=float, default=1.0, help="with --point: share of VMs that do not sleep"
+    )
     parser.add_argument("--most", type=int, default=SIZES[-1], help="largest number of vCPUs")
     chosen = parser.parse_args()
     if chosen.point:
-        print(point(int(chosen.point[0]), chosen.point[1]))
+        print(point(int(chosen.point[0]), chosen.point[1], chosen.active))
         return
     print(
-        f"{'design':10} {'vCPUs':>8} {'CPUs':>7} {'start':>10} {'a second':>10} {'memory':>9} {'guests':>7} "
-        f"{'PMIs/s':>12} {'switches/s':>12} {'accesses/s':>12} {'exits/s':>12}"
+        f"{'design':10} {'vCPUs':>8} {'active':>7} {'CPUs':>7} {'start':>10} {'a second':>10} {'memory':>9} "
+        f"{'guests':>7} {'PMIs/s':>12} {'switches/s':>12} {'accesses/s':>12} {'exits/s':>12}"
     )
-    for design in DESIGNS:
-        for vcpus in SIZES:
-            if vcpus <= chosen.most:
-                command = [sys.executable, "-m", "benchmarks.scale", "--point", str(vcpus), design]
-                print(
-                    subprocess.run(command, check=True, capture_output=True, text=True).stdout,
-                    end="",
-                    flush=True,
-                )
+    points = [(design, vcpus, 1.0) for design in DESIGNS for vcpus in SIZES]
+    points += [(DESIGNS[0], SIZES[-1], active) for active in LESS_ACTIVE]
+    for design, vcpus, active in points:
+        if vcpus <= chosen.most:
+            command = [sys.executable, "-m", "benchmarks.scale", "--point", str(vcpus), design]
+            command += ["--active", str(active)]
+            print(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout,
+                end="",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
