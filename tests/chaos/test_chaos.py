@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.chaos.runs import FLEET, Run, files_of
@@ -125,6 +126,19 @@ def test_a_worker_that_is_stopped_for_ten_seconds_changes_no_byte(expected: dict
     assert run.wait_for(elapsed(10))
     victim.send_signal(signal.SIGCONT)
     assert run.end() == (0, "")
+    assert files_of(out) == expected
+
+
+def test_a_run_whose_own_process_is_killed_goes_on_when_asked_to(expected: dict[str, bytes], tmp_path: Path):
+    out = tmp_path / "out"
+    run = start(out)
+    assert between_checkpoints(run, out, random.Random(1))
+    workers = run.workers()
+    run.process.kill()
+    run.process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+    assert Run(["resume", str(out), "--quiet"]).end() == (0, "")
     assert files_of(out) == expected
 
 
