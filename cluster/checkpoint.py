@@ -8,6 +8,7 @@ complete. Two are kept. A run that goes on takes the newest that is whole, and c
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import struct
@@ -171,16 +172,20 @@ class Journal:
         self._digest.update(data)
         self._size += len(data)
 
-    def settle(self) -> FileNote:
-        """Bring what was written to the disk; return the file as it is now."""
+    def note(self) -> FileNote:
+        """Hand what was written to the operating system; return the file as it is now."""
         self._file.flush()
-        os.fsync(self._file.fileno())
         return FileNote(self._path.name, self._size, self._digest.hexdigest())
+
+    def sync(self) -> None:
+        """Bring what the operating system has to the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> FileNote:
         """Complete the file and return it as it is."""
+        note = self.note()
         self._file.close()
-        return FileNote(self._path.name, self._size, self._digest.hexdigest())
+        return note
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -212,15 +217,16 @@ def state_name(number: int, attempt: int, rank: int) -> str:
     return f"state-{attempt}-{rank}-{number}"
 
 
-def write_state(path: Path, machine: Machine, ranges: U64Array) -> FileNote:
-    """Write rows of a machine, and what it counts for the whole run; return the file.
+def write_state(file: BinaryIO, machine: Machine, ranges: U64Array) -> tuple[int, str]:
+    """Write rows of a machine, and what it counts for the whole run; return the bytes' number and SHA-256.
 
     The file is a head of 40 bytes (magic, format, numbers of ranges and of words of the action table,
     accesses), the ranges, the action table, and the words of the ranges, all little-endian.
 
     Parameters
     ----------
-    path : Path
+    file : binary file
+        Just opened.
     machine : Machine
     ranges : uint64[n, 2]
         As `ranges_of` returns them.
@@ -228,15 +234,12 @@ def write_state(path: Path, machine: Machine, ranges: U64Array) -> FileNote:
     actions = machine.table("action").reshape(-1)
     head = _HEAD.pack(_MAGIC, FORMAT, len(ranges), actions.size, int(machine.arena[R_ACCESSES]))
     digest = hashlib.sha256()
-    with open_new(path) as file:
-        for piece in (head, ranges, actions, *_pieces(machine.arena, ranges)):
-            data: Any = piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).data.cast("B")
-            digest.update(data)
-            file.write(data)
-        size = file.tell()
-        file.flush()
-        os.fsync(file.fileno())
-    return FileNote(path.name, size, digest.hexdigest())
+    for piece in itertools.chain((head, ranges, actions), _pieces(machine.arena, ranges)):
+        data: Any = piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).data.cast("B")
+        digest.update(data)
+        file.write(data)
+    file.flush()
+    return file.tell(), digest.hexdigest()
 
 
 def _pieces(arena: Arena, ranges: U64Array) -> Iterable[U64Array]:
@@ -251,6 +254,21 @@ def _pieces(arena: Arena, ranges: U64Array) -> Iterable[U64Array]:
             held, words = [], 0
     if held:
         yield np.concatenate(held)
+
+
+class Written:
+    """A rank's part of a checkpoint that the operating system has, and the disk has once `sync` returns."""
+
+    def __init__(self, note: Note, state: BinaryIO, journal: Journal) -> None:
+        self.note = note
+        self._state = state
+        self._journal = journal
+
+    def sync(self) -> None:
+        """Wait for the disk; takes a while and belongs into a thread."""
+        with self._state:
+            os.fsync(self._state.fileno())
+        self._journal.sync()
 
 
 class RankCheckpoints:
@@ -274,14 +292,14 @@ class RankCheckpoints:
         self._number = writing.first
         self.journal = Journal(self._directory, writing.attempt, rank)
 
-    def write(self, at_ns: int, ranges: U64Array, ranks: int, due: list[Pending]) -> Note:
-        """Write the next checkpoint's part; return what to tell the coordinator."""
-        path = self._directory / state_name(self._number, self._attempt, self._rank)
-        note = Note(
-            self._number, at_ns, ranks, write_state(path, self._machine, ranges), self.journal.settle(), due
-        )
+    def write(self, at_ns: int, ranges: U64Array, ranks: int, due: list[Pending]) -> Written:
+        """Write the next checkpoint's part."""
+        name = state_name(self._number, self._attempt, self._rank)
+        file = open_new(self._directory / name)
+        state = FileNote(name, *write_state(file, self._machine, ranges))
+        note = Note(self._number, at_ns, ranks, state, self.journal.note(), due)
         self._number += 1
-        return note
+        return Written(note, file, self.journal)
 
 
 # -- the coordinator's end ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import msgspec
@@ -18,7 +19,7 @@ from vpmu.actors.rows import RowMap, Slices
 from vpmu.actors.vm import Vm
 from vpmu.cluster import proto
 from vpmu.cluster.barrier import FLEET_ROWS, Barrier
-from vpmu.cluster.checkpoint import FileNote, RankCheckpoints, Writing, ranges_of
+from vpmu.cluster.checkpoint import FileNote, RankCheckpoints, Writing, Written, ranges_of
 from vpmu.cluster.errors import RemoteProtocolError
 from vpmu.cluster.hub import Hub
 from vpmu.cluster.letters import KINDS, Reader, send
@@ -95,6 +96,7 @@ class Seat:
             None if writing is None else writing.due,
         )
         self._of_whole = ranges_of(())
+        self._written, self._unsynced = trio.open_memory_channel[Written](math.inf)
         self._later: deque[Frame] = deque()
         """Letters from ranks that are a window ahead."""
         self.cpus = PhysicalCpus(machine, self._shares, self._rows, roles.guests)
@@ -162,7 +164,7 @@ class Seat:
             self._on_letter(frame)
 
     def _write_checkpoint(self) -> None:
-        """Write this rank's rows and records, all being at the end of a window; tell the coordinator."""
+        """Write this rank's rows and records, all being at the end of a window."""
         if self._checkpoints is None:
             raise RemoteProtocolError("wants a checkpoint, but nobody asked for any")
         self._drain_log()
@@ -173,9 +175,15 @@ class Seat:
             self._of_whole = ranges_of(self._owned_whole())
         ranges = np.concatenate([self._of_whole, ranges_of(self._owned_shared())])
         nr_ranks = len(self._roles.cpu_ranks())
-        note = self._checkpoints.write(self._barrier.at_ns, ranges, nr_ranks, self._barrier.pending)
-        data = proto.pack_bytes(msgspec.msgpack.encode(note))
-        self._hub.send_nowait(Kind.CHECKPOINT, COORDINATOR, data)
+        at_ns, pending = self._barrier.at_ns, self._barrier.pending
+        self._written.send_nowait(self._checkpoints.write(at_ns, ranges, nr_ranks, pending))
+
+    async def _tell_checkpoints(self) -> None:
+        """Tell the coordinator of each checkpoint once the disk has it."""
+        async for each in self._unsynced:
+            await trio.to_thread.run_sync(each.sync)
+            data = proto.pack_bytes(msgspec.msgpack.encode(each.note))
+            await self._hub.send(Kind.CHECKPOINT, COORDINATOR, data)
 
     def close_journal(self) -> FileNote | None:
         """Complete the records' file of a run with checkpoints; return it as it is."""
@@ -257,10 +265,12 @@ class Seat:
         """Take part until every physical CPU of the run is at the end."""
         await self._hub.wait_go()
         self.watch.begin()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_turns)
-            await self._over.wait()
-            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery, self._written:
+            nursery.start_soon(self._tell_checkpoints)
+            async with trio.open_nursery() as turns:
+                turns.start_soon(self._take_turns)
+                await self._over.wait()
+                turns.cancel_scope.cancel()
         await self._send_log()
         self.cpus.finish()
         for perf in self.perfs.values():
