@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vpmu.actors.outside import NEVER, Grant, OutsideError, OutsideVcpu, Report
+from vpmu.actors.outside import Grant, OutsideError, OutsideVcpu, Report
 from vpmu.cluster.errors import RemoteProtocolError
+from vpmu.cluster.guests import messages as say
 from vpmu.cluster.guests import wire
-from vpmu.cluster.guests.clock import KHZ_NS, KINDS, TimeKinds
-from vpmu.cluster.guests.wire import EndReason, Given, Reason
+from vpmu.cluster.guests.messages import EndReason, Reason
+from vpmu.cluster.guests.stretch import Stretches
 
 MAX_AHEAD: Final = 8
 """Frames that a guest may send ahead of its turn."""
@@ -61,8 +62,6 @@ class Seat:
         Sequence number of the START or REPORT that the next grant answers; None while it is the guest's turn.
     grant : Grant or None
         What the vCPU was granted and has not answered.
-    limit_ns : int
-        The limit that its guest was told.
     is_lost : bool
         Its connection is gone; what it sent before counts.
     over : str
@@ -75,16 +74,15 @@ class Seat:
 
     vm: str
     vcpu: OutsideVcpu
-    welcome: wire.Welcome
+    welcome: say.Welcome
     cpuid: Callable[[int, int], CpuidLeaf]
-    time_kinds: TimeKinds
+    stretches: Stretches
     peer: bytes | None = None
     due: int = 0
     ahead: deque[bytes] = field(default_factory=deque)
     open: int | None = None
     has_started: bool = False
     grant: Grant | None = None
-    limit_ns: int = 0
     is_lost: bool = False
     over: str = ""
     is_closed: bool = False
@@ -145,7 +143,8 @@ class Desk:
     def ask(self, now_s: float) -> None:
         """Hand every vCPU's grant, if it has been asked, to its guest."""
         for seat in self.seats:
-            if seat.grant is None and not seat.is_closed:
+            if seat.grant is None:
+                # Note that a vCPU that was cut off, too, has to be asked: then it halts on.
                 seat.grant = seat.vcpu.ask()
                 if seat.grant is not None:
                     self._hand_out(seat, now_s)
@@ -190,7 +189,7 @@ class Desk:
         for seat in self.seats:
             if seat.peer is not None and not seat.is_closed:
                 sequence = seat.due if seat.open is None else seat.open
-                self._send(seat.peer, sequence, wire.End(seat.welcome.until_ns, EndReason.RUN_OVER))
+                self._send(seat.peer, sequence, say.End(seat.welcome.until_ns, EndReason.RUN_OVER))
                 self._close(seat)
 
     # -- who comes --
@@ -211,7 +210,7 @@ class Desk:
         if frame is None:
             raise RemoteProtocolError("message is not of one part")
         sequence, hello = wire.decode_request(frame)
-        if not isinstance(hello, wire.Hello) or sequence != 0:
+        if not isinstance(hello, say.Hello) or sequence != 0:
             raise RemoteProtocolError(f"{type(hello).__name__} number {sequence}, expected HELLO number 0")
         seat = self._by_name.get((hello.vm, hello.vcpu))
         if seat is None:
@@ -222,12 +221,16 @@ class Desk:
             raise RemoteProtocolError(f"{seat.name} has a guest already")
         return sequence, seat
 
-    def _refuse(self, peer: bytes, reason: str) -> None:
+    def note_refused(self, reason: str) -> None:
+        """Note that a peer was refused, here or by its handshake."""
         self.nr_refused += 1
         if len(self.refused) < MAX_REFUSED:
             self.refused.append(reason)
             _LOG.warning("refused a peer: %s", reason)
-        self._send(peer, 0, wire.Refused(reason))
+
+    def _refuse(self, peer: bytes, reason: str) -> None:
+        self.note_refused(reason)
+        self._send(peer, 0, say.Refused(reason))
 
     # -- whose turn it is --
 
@@ -239,8 +242,7 @@ class Desk:
         if seat.over:
             self._cut_off(seat, grant, seat.over)
         elif seat.open is not None and seat.peer is not None:
-            seat.limit_ns = seat.time_kinds.limit_ns(grant)
-            self._send(seat.peer, seat.open, _told(grant, seat.limit_ns))
+            self._send(seat.peer, seat.open, seat.stretches.told(grant))
             seat.open, seat.since_s = None, now_s
             self._listen(seat, now_s)
 
@@ -260,24 +262,24 @@ class Desk:
             raise RemoteProtocolError(f"frame number {sequence}, expected {seat.due}")
         seat.due += 1
         seat.since_s = now_s
-        if isinstance(request, wire.Report):
+        if isinstance(request, say.Report):
             self._report(seat, sequence, request)
-        elif isinstance(request, wire.Cpuid):
-            answer = wire.CpuidIs(*seat.cpuid(request.leaf, request.subleaf))
+        elif isinstance(request, say.Cpuid):
+            answer = say.CpuidIs(*seat.cpuid(request.leaf, request.subleaf))
             self._send(seat.peer, sequence, answer)
-        elif isinstance(request, wire.Start) and not seat.has_started:
+        elif isinstance(request, say.Start) and not seat.has_started:
             seat.has_started, seat.open = True, sequence
             self._hand_out(seat, now_s)
-        elif isinstance(request, wire.Bye) and seat.grant is not None:
+        elif isinstance(request, say.Bye) and seat.grant is not None:
             self._leave(seat, sequence, Report(seat.grant.now_ns, int(Reason.DONE), {}))
         else:
             raise RemoteProtocolError(f"{type(request).__name__}, which is not due")
 
-    def _report(self, seat: Seat, sequence: int, report: wire.Report) -> None:
+    def _report(self, seat: Seat, sequence: int, report: say.Report) -> None:
         grant = seat.grant
         if grant is None or not seat.has_started:
             raise RemoteProtocolError("Report, which is not due")
-        seen = _checked(seat, grant, report)
+        seen = seat.stretches.believed(grant, report)
         if report.reason == Reason.DONE:
             self._leave(seat, sequence, seen)
             return
@@ -286,7 +288,7 @@ class Desk:
 
     def _leave(self, seat: Seat, sequence: int, report: Report) -> None:
         seat.vcpu.answer(report)
-        self._send(seat.peer, sequence, wire.End(report.end_ns, EndReason.LEFT))
+        self._send(seat.peer, sequence, say.End(report.end_ns, EndReason.LEFT))
         seat.grant = None
         self._close(seat)
 
@@ -305,7 +307,7 @@ class Desk:
         self.cut_off.append(CutOff(seat.vm, seat.number, grant.now_ns, reason))
         _LOG.warning("%s was cut off at %d ns: %s", seat.name, grant.now_ns, reason)
         if seat.peer is not None:
-            self._send(seat.peer, seat.due, wire.Refused(reason))
+            self._send(seat.peer, seat.due, say.Refused(reason))
         seat.grant = None
         self._close(seat)
 
@@ -315,76 +317,6 @@ class Desk:
         if seat.peer is not None:
             self._by_peer.pop(seat.peer, None)
 
-    def _send(self, peer: bytes | None, sequence: int, answer: wire.Answer) -> None:
+    def _send(self, peer: bytes | None, sequence: int, answer: say.Answer) -> None:
         assert peer is not None
         self.outgoing.append((peer, wire.encode(sequence, answer)))
-
-
-def _told(grant: Grant, limit_ns: int) -> wire.Grant:
-    """Return a grant as its guest is told: without what the host counts for it."""
-    given = value = cost_ns = lvtpc = 0
-    if grant.result is not None:
-        given = Given.RESULT | (Given.FAULT if grant.result.fault else 0)
-        value, cost_ns = grant.result.value, grant.result.cost_ns
-    if grant.pmi is not None:
-        given |= Given.PMI
-        lvtpc = grant.pmi
-    watched = tuple(
-        [wire.Watched(each.kind, each.levels, each.left) for each in grant.watched if each.kind not in KINDS]
-    )
-    return wire.Grant(grant.now_ns, limit_ns, value, cost_ns, int(given), lvtpc, watched)
-
-
-def _checked(seat: Seat, grant: Grant, report: wire.Report) -> Report:
-    """Return what a guest reports as its vCPU takes it.
-
-    Raises
-    ------
-    RemoteProtocolError
-        If it cannot be: it names what was granted.
-    """
-    limit_ns, end_ns, reason = seat.limit_ns, report.end_ns, report.reason
-    if end_ns < grant.now_ns:
-        raise RemoteProtocolError(f"ran backwards: to {end_ns} ns from {grant.now_ns} ns")
-    if end_ns > limit_ns:
-        raise RemoteProtocolError(f"ran to {end_ns} ns, beyond its limit of {limit_ns} ns")
-    if (reason == Reason.LIMIT) != (end_ns == limit_ns) and reason != Reason.OVERFLOW:
-        raise RemoteProtocolError(f"{Reason(reason).name} at {end_ns} ns, with the limit at {limit_ns} ns")
-    retired = {(kind, level): count for kind, level, count in report.retired}
-    _check_cycles(seat.welcome.core_khz, end_ns - grant.now_ns, retired)
-    _check_retired(grant, reason, retired)
-    at_overflow = limit_ns < grant.limit_ns and end_ns == limit_ns
-    seat.time_kinds.add(grant.now_ns, end_ns, retired)
-    return Report(
-        end_ns,
-        int(Reason.OVERFLOW) if at_overflow else reason,
-        retired,
-        report.operation,
-        report.register,
-        report.value,
-        report.level or int(wire.Level.KERNEL),
-        NEVER if report.timer_at_ns == wire.NEVER else report.timer_at_ns,
-    )
-
-
-def _check_cycles(core_khz: int, ns: int, retired: dict[tuple[int, int], int]) -> None:
-    """Raise if a guest had more cycles than its core; up to a cycle, or 1 ns, may be from before."""
-    cycles = retired.get((0, 1), 0) + retired.get((0, 2), 0)
-    if cycles * KHZ_NS > ns * core_khz + max(KHZ_NS, core_khz):
-        raise RemoteProtocolError(f"{cycles} cycles in {ns} ns, at {core_khz} kHz")
-
-
-def _check_retired(grant: Grant, reason: int, retired: dict[tuple[int, int], int]) -> None:
-    """Raise if a guest retired beyond an overflow, or said that there was one where there was none."""
-    has_overflowed = False
-    for kind, levels, left in [(each.kind, each.levels, each.left) for each in grant.watched]:
-        if not left or kind in KINDS:
-            continue
-        count = sum(retired.get((kind, level), 0) for level in (1, 2) if levels & level)
-        if count > left or (count == left and reason != Reason.OVERFLOW):
-            raise RemoteProtocolError(
-                f"retired {count} events of kind {kind}, {left} were left to the overflow"
-            )
-        has_overflowed |= count == left
-    if reason == Reason.OVERFLOW and not has_overflowed:
-        raise RemoteProtocolError("OVERFLOW, but no counter has overflowed")

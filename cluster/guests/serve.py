@@ -14,6 +14,7 @@ import trio
 
 from vpmu.cluster.guests.desk import Desk
 from vpmu.cluster.guests.ports import Port
+from vpmu.kernels.jit import Arena
 
 STALL_S: Final = 10.0
 BATCH_FRAMES: Final = 64
@@ -27,8 +28,8 @@ class Advances(Protocol):
     def finished(self) -> bool:
         """Whether the run has come to its end."""
 
-    def advance(self) -> None:
-        """Run until a vCPU outside the kernels has been asked, or the run's end."""
+    def advance(self) -> Arena:
+        """Run until a vCPU outside the kernels has been asked, or the run's end; return the records of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ async def serve(
     desk: Desk,
     port: Port,
     patience: Patience = Patience(),
-    on_turn: Callable[[], None] | None = None,
+    on_records: Callable[[Arena], None] | None = None,
 ) -> None:
     """Run a host to its end.
 
@@ -66,24 +67,24 @@ async def serve(
         How frames come and go.
     patience : Patience
         When who says nothing is cut off.
-    on_turn : callable, optional
-        Called after each stretch of the kernels: answers for vCPUs that are no remote ones.
+    on_records : callable, optional
+        Takes the records of each stretch of the kernels, `uint64[n, RECORD_WORDS]`.
     """
     async with trio.open_nursery() as nursery:
         nursery.start_soon(port.run)
-        await _turns(outside, desk, port, patience, on_turn)
+        await _turns(outside, desk, port, patience, on_records)
         nursery.cancel_scope.cancel()
 
 
 async def _turns(
-    outside: Advances, desk: Desk, port: Port, patience: Patience, on_turn: Callable[[], None] | None
+    outside: Advances, desk: Desk, port: Port, patience: Patience, on_records: Callable[[Arena], None] | None
 ) -> None:
     give_up_at = trio.current_time() + patience.wait_s
     nr_left = BATCH_FRAMES
     while True:
-        outside.advance()
-        if on_turn is not None:
-            on_turn()
+        records = outside.advance()
+        if on_records is not None:
+            on_records(records)
         if outside.finished:
             break
         desk.ask(trio.current_time())

@@ -1,6 +1,7 @@
 """The guest of `guest.c` in Python: `python guest.py ENDPOINT VM` prints the same lines."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -31,10 +32,8 @@ async def demo(where: str | InsidePort, vm: str, key: Path | None = None) -> lis
         await cpu.retire(instructions=2_400_000, branches=310_001, cycles=1_500_000)
         await cpu.rdpmc(RDPMC_FIXED)
         await cpu.rdpmc(0)
-        try:
+        with suppress(GeneralProtection):
             await cpu.rdpmc(9)
-        except GeneralProtection:
-            pass
         await cpu.halt(cpu.now_ns + 1_000_000)
     return [answer.hex() for answer in cpu.answers]
 

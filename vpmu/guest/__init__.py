@@ -24,8 +24,8 @@ from pathlib import Path
 import trio
 
 from vpmu.cluster.guests.keys import read_guest_key
+from vpmu.cluster.guests.messages import NEVER, Level
 from vpmu.cluster.guests.ports import DealerTransport, InsidePort
-from vpmu.cluster.guests.wire import NEVER, Level
 from vpmu.guest.cpu import (
     Cpu,
     CutOff,
@@ -44,6 +44,7 @@ __all__ = [
     "Event",
     "GeneralProtection",
     "GuestOver",
+    "InsidePort",
     "Level",
     "PmiHandler",
     "RunOver",
@@ -59,6 +60,7 @@ async def connect(
     vcpu: int = 0,
     on_pmi: PmiHandler | None = None,
     key: Path | None = None,
+    keep_answers: bool = False,
 ) -> AsyncIterator[Cpu]:
     """Be a vCPU of a host for a while; at the end the guest has finished and halts for ever.
 
@@ -74,13 +76,15 @@ async def connect(
         Takes performance interrupts, see `Cpu`.
     key : Path, optional
         The guest's key, `guest.key` of `vpmu cluster keys`; needed for a host that other machines can reach.
+    keep_answers : bool
+        Keep the host's frames in `Cpu.answers`.
 
     Raises
     ------
     CutOff
         If the host refuses the guest, or cuts it off.
     """
-    cpu = Cpu(_transport(where, key), on_pmi)
+    cpu = Cpu(_transport(where, key), on_pmi, keep_answers=keep_answers)
     try:
         await cpu.start(vm, vcpu)
         yield cpu

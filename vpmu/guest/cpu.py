@@ -7,8 +7,9 @@ from enum import IntEnum
 from typing import Protocol
 
 from vpmu.cluster.errors import LocalProtocolError, RemoteProtocolError
+from vpmu.cluster.guests import messages as say
 from vpmu.cluster.guests import wire
-from vpmu.cluster.guests.wire import NEVER, Given, Grant, Level, Operation, Reason, Welcome
+from vpmu.cluster.guests.messages import NEVER, Given, Grant, Level, Operation, Reason, Welcome
 from vpmu.guest.split import Clock, Code
 
 
@@ -80,9 +81,13 @@ class Cpu:
         The way to the host.
     on_pmi : callable, optional
         Takes performance interrupts.
+    keep_answers : bool
+        Keep the host's frames.
 
     Attributes
     ----------
+    answers : list of bytes
+        Every frame that came from the host, if they are kept.
     welcome : Welcome
         What the vCPU is.
     pmis : int
@@ -93,7 +98,11 @@ class Cpu:
 
     welcome: Welcome
 
-    def __init__(self, transport: Transport, on_pmi: PmiHandler | None = None) -> None:
+    def __init__(
+        self, transport: Transport, on_pmi: PmiHandler | None = None, *, keep_answers: bool = False
+    ) -> None:
+        self.answers: list[bytes] = []
+        self._keeps_answers = keep_answers
         self.on_pmi = on_pmi
         self.pmis = 0
         self.last_cost_ns = 0
@@ -117,18 +126,18 @@ class Cpu:
         return self._grant.limit_ns
 
     @property
-    def watched(self) -> tuple[wire.Watched, ...]:
+    def watched(self) -> tuple[say.Watched, ...]:
         """What counts while this guest runs, with the events left at the grant's begin."""
         return self._grant.watched
 
     async def start(self, vm: str, vcpu: int) -> None:
         """Become a vCPU and wait for the first grant."""
-        answer = await self._ask(wire.Hello(vm, vcpu))
+        answer = await self._ask(say.Hello(vm, vcpu))
         if not isinstance(answer, Welcome):
             raise RemoteProtocolError(f"{type(answer).__name__} after HELLO, expected WELCOME")
         self.welcome = answer
         self._clock = Clock(answer.core_khz)
-        await self._granted(wire.Start())
+        await self._granted(say.Start())
         await self._deliver()
 
     async def rdmsr(self, msr: int, *, level: Level = Level.KERNEL) -> int:
@@ -161,8 +170,8 @@ class Cpu:
 
     async def query_cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
         """Ask for a leaf of CPUID; no virtual time passes."""
-        answer = await self._ask(wire.Cpuid(leaf, subleaf))
-        if not isinstance(answer, wire.CpuidIs):
+        answer = await self._ask(say.Cpuid(leaf, subleaf))
+        if not isinstance(answer, say.CpuidIs):
             raise RemoteProtocolError(f"{type(answer).__name__} after CPUID, expected CPUID_IS")
         return answer.eax, answer.ebx, answer.ecx, answer.edx
 
@@ -287,15 +296,15 @@ class Cpu:
         timer_at_ns: int = NEVER,
     ) -> Grant:
         retired = tuple(
-            wire.Retired(kind, at, count) for (kind, at), count in sorted(self._retired.items()) if count
+            say.Retired(kind, at, count) for (kind, at), count in sorted(self._retired.items()) if count
         )
         self._retired.clear()
-        report = wire.Report(
+        report = say.Report(
             self._at_ns, int(reason), retired, int(operation), register, value, int(level), timer_at_ns
         )
         return await self._granted(report)
 
-    async def _granted(self, request: wire.Start | wire.Report) -> Grant:
+    async def _granted(self, request: say.Start | say.Report) -> Grant:
         answer = await self._ask(request)
         if not isinstance(answer, Grant):
             raise RemoteProtocolError(f"{type(answer).__name__}, expected GRANT")
@@ -317,20 +326,21 @@ class Cpu:
             finally:
                 self._in_handler = False
 
-    async def _ask(self, request: wire.Request) -> wire.Answer:
+    async def _ask(self, request: say.Request) -> say.Answer:
         if self.is_over:
             raise LocalProtocolError("this guest is over")
-        sequence, answer = wire.decode_answer(
-            await self._transport.exchange(wire.encode(self._sequence, request))
-        )
-        if isinstance(answer, wire.Refused):
+        frame = await self._transport.exchange(wire.encode(self._sequence, request))
+        if self._keeps_answers:
+            self.answers.append(frame)
+        sequence, answer = wire.decode_answer(frame)
+        if isinstance(answer, say.Refused):
             self.is_over = True
             raise CutOff(answer.reason, self._at_ns)
         if sequence != self._sequence:
             raise RemoteProtocolError(f"answer number {sequence}, expected {self._sequence}")
         self._sequence += 1
-        if isinstance(answer, wire.End):
+        if isinstance(answer, say.End):
             self.is_over = True
-            why = "the run is over" if answer.why == wire.EndReason.RUN_OVER else "the guest has left"
+            why = "the run is over" if answer.why == say.EndReason.RUN_OVER else "the guest has left"
             raise RunOver(why, answer.at_ns)
         return answer
