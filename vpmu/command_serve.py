@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import zmq
 
     from vpmu.actors.machine import Machine
-    from vpmu.actors.outside import Outside
     from vpmu.cluster.guests.desk import Desk
     from vpmu.cluster.guests.ports import Gate, RouterPort
     from vpmu.cluster.guests.serve import Patience
@@ -169,6 +168,7 @@ class Reception:
         """Run a machine with its guests; return who was cut off."""
         from vpmu.actors.outside import Outside
         from vpmu.cluster.guests.serve import serve
+        from vpmu.serving import desk_of, rows_of
 
         outside = Outside(machine)
         desk = desk_of(scenario, machine, outside)
@@ -198,35 +198,6 @@ class Reception:
     def _say(self, line: str) -> None:
         if not self._quiet:
             print(line, file=sys.stderr, flush=True)
-
-
-def desk_of(scenario: Scenario, machine: Machine, outside: Outside) -> Desk:
-    """Return the desk with a seat for each remote vCPU of a machine."""
-    from vpmu.cluster.guests.desk import Desk
-    from vpmu.cluster.guests.seats import seat_of
-
-    vms = {name: vm for vm in scenario.vms if vm.remote for name in vm.copies()}
-    kvm = {host.name: host.kvm for host in scenario.hosts}
-    return Desk(
-        [
-            seat_of(
-                vcpu,
-                machine.until_ns,
-                hidden=vms[vcpu.vm].hide_events,
-                anythread_deprecated=vcpu.intercepts and kvm[vms[vcpu.vm].host] == "7.0",
-            )
-            for vcpu in outside.vcpus
-            if vcpu.vm in vms
-        ]
-    )
-
-
-def rows_of(desk: Desk) -> list[CutOffRow]:
-    """Return who was cut off, by time."""
-    rows = [
-        CutOffRow(vm=each.vm, vcpu=each.vcpu, at_ns=each.at_ns, reason=each.reason) for each in desk.cut_off
-    ]
-    return sorted(rows, key=lambda row: (row.at_ns, row.vm, row.vcpu))
 
 
 def _told(option: str, make: Callable[[], str]) -> str:

@@ -194,9 +194,8 @@ class InsidePort:
         self._answers[peer] = deque()
         return InsideTransport(self, peer)
 
-    async def ask(self, peer: bytes, frame: bytes) -> bytes:
-        """Hand a guest's frame in and wait for the answer."""
-        self.put(peer, frame)
+    async def answer_for(self, peer: bytes) -> bytes:
+        """Wait for the next answer to a guest."""
         while not self._answers[peer]:
             await self._guests[peer].park()
         return self._answers[peer].popleft()
@@ -248,7 +247,16 @@ class InsideTransport:
 
     async def exchange(self, frame: bytes) -> bytes:
         """Send a frame, wait for the answer and return it."""
-        return await self._port.ask(self.peer, frame)
+        self.send(frame)
+        return await self.receive()
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame."""
+        self._port.put(self.peer, frame)
+
+    async def receive(self) -> bytes:
+        """Wait for an answer and return it."""
+        return await self._port.answer_for(self.peer)
 
     def close(self) -> None:
         """Be gone."""

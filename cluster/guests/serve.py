@@ -48,11 +48,15 @@ class Patience:
     wait_s: float = float("inf")
 
 
+PATIENT: Final = Patience()
+"""As long as it is usual."""
+
+
 async def serve(
     outside: Advances,
     desk: Desk,
     port: Port,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENT,
     on_records: Callable[[Arena], None] | None = None,
 ) -> None:
     """Run a host to its end.

@@ -182,7 +182,7 @@ def _decode_report(frame: bytes) -> Report:
         raise RemoteProtocolError(f"an access in a report of reason {Reason(reason).name}")
     if timer_at_ns != NEVER and (reason != Reason.HALT or timer_at_ns > NEVER):
         raise RemoteProtocolError(f"timer at {timer_at_ns} in a report of reason {Reason(reason).name}")
-    entries = _entries(frame, count) if count else ()
+    entries = _entries(frame, count)
     return Report(end_ns, reason, _retired(entries), operation, register, value, level, timer_at_ns)
 
 
