@@ -175,9 +175,9 @@ int main(int argc, char **argv)
         return perror(argv[1]), 1;
     is_quiet = argc > 3;
     ask(&hello, 28 + hello.length, HELLO, WELCOME);
-    ask(&cpuid, sizeof cpuid, CPUID, CPUID_IS);
     ask(&hello, sizeof hello.head, START, GRANT);
     deliver();
+    ask(&cpuid, sizeof cpuid, CPUID, CPUID_IS);
     for (long n = is_quiet ? atol(argv[3]) : 0; n > 0; n--)
         access_to(RDPMC, 0, 0);
     if (!is_quiet) {

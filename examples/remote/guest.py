@@ -24,6 +24,7 @@ async def handle_pmi(cpu: Cpu, lvtpc: int) -> None:
 async def demo(where: str | InsidePort, vm: str, key: Path | None = None) -> list[str]:
     """Program counters, retire, take an interrupt, read and halt; return each answer in hex."""
     async with connect(where, vm=vm, on_pmi=handle_pmi, key=key, keep_answers=True) as cpu:
+        await cpu.query_cpuid(0xA)
         await cpu.wrmsr(LVTPC, NMI)
         await cpu.wrmsr(FIXED_CTR0, (1 << 48) - 1_000_000)
         await cpu.wrmsr(FIXED_CTR_CTRL, 0xB)

@@ -1,4 +1,4 @@
-"""Guests that break the rules are cut off where they were granted last, with a reason; nobody else notices."""
+"""Who breaks the rules is cut off where it was granted last, with a reason; nobody else notices."""
 
 from __future__ import annotations
 
