@@ -106,13 +106,13 @@ async def _turns(
 async def _hear(desk: Desk, port: Port, patience: Patience, give_up_at: float) -> None:
     """Send what is to be sent and take one message, or news that somebody is gone or says nothing."""
     _send(desk, port)
-    received = port.receive_nowait()
+    received = port.receive()
     if received is not None:
         desk.take(*received, trio.current_time())
         return
     for peer in port.lost():
         desk.lose(peer)
-    if not desk.is_waiting or port.poll():
+    if not desk.is_waiting:
         return
     with trio.move_on_at(min(desk.deadline_s(patience.stall_s), give_up_at)):
         await port.wait()
