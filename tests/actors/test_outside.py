@@ -108,8 +108,8 @@ def count(start: int, retires: int) -> list[tuple[int, int, int] | int]:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("kvm", ["5.0", "7.0"])
 def test_its_instructions_are_counted(design: str, kvm: str):
-    """Of the two WRMSRs that enclose 1000 instructions one counts, the enabling one: so have it KVM 7.0 and the
-    hardware; under Linux 5.0 an access leaves the guest and retires nowhere.
+    """Of the two WRMSRs that enclose 1000 instructions one counts, the enabling one: so have it KVM 7.0 and
+    the hardware; under Linux 5.0 an access leaves the guest and retires nowhere.
     """  # fmt: skip
     script = Script(count(0, 1000))
     machine = scenario(design, kvm, (SPIN,))
@@ -173,7 +173,7 @@ def granted() -> tuple[Any, OutsideVcpu, Grant]:
     return outside, outside.vcpus[0], grant
 
 
-LIES = {
+LIES: dict[str, dict[str, Any]] = {
     "ran backwards": {"end_ns": -1},
     "it may up to": {"end_ns": 1 << 62},
     "unknown reason": {"reason": 99},

@@ -288,7 +288,7 @@ def test_a_design_of_one_file_is_for_tests_too(tmp_path: Path):
 
 @pytest.mark.parametrize("design", ["legacy", "optimized"])
 @pytest.mark.parametrize("kvm", ["5.0", "7.0"])
-async def test_the_host_writes_what_the_guest_cannot(vpmu_host, design: str, kvm: str):
+async def test_the_host_writes_what_the_guest_cannot(vpmu_host: MakeHost, design: str, kvm: str):
     """KVM_SET_MSRS: counters take all 48 bits by their old numbers, GLOBAL_STATUS is stored, OVF_CTRL clears
     nothing.
     """  # fmt: skip
