@@ -354,7 +354,9 @@ def replay(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change the host, e.g. host.host.watchdog=true; may be repeated."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the host, e.g. host.host.watchdog=true; may be repeated.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,

@@ -108,9 +108,10 @@ def report_of(trace: Trace, picked: Picked, seed: int, replayed: dict[str, Repla
             "vcpus": picked.idle_vcpus,
         },
         "vcpus": [
-            {"thread": vcpu.name, "vcpu": vcpu.number, "accesses": len(vcpu.accesses)} for vcpu in picked.vcpus
+            {"thread": vcpu.name, "vcpu": vcpu.number, "accesses": len(vcpu.accesses)}
+            for vcpu in picked.vcpus
         ],
-        "assumed": {"rdpmc": _assumed(picked)},
+        "assumed": {"rdpmc": _assumed(picked), "halted_ns": picked.halted_ns},
         "seed": seed,
         "real_host": {"faults": _faults(picked), "actions": [asdict(row) for row in host_latencies(picked)]},
         "designs": {name: _design(each) for name, each in replayed.items()},
@@ -149,7 +150,7 @@ def _faults(picked: Picked) -> int:
 
 
 def print_replay(trace: Trace, picked: Picked, replayed: dict[str, Replayed], console: Console) -> None:
-    """Print the trace's vCPUs, every action's latency beside the real host's, and what else there is to know."""
+    """Print the trace's vCPUs, every action's latency beside the real host's, and what else to know."""
     from rich.text import Text
 
     from vpmu.replay import host_latencies
@@ -216,13 +217,17 @@ def _outcome_table(picked: Picked, replayed: dict[str, Replayed]) -> Table:
 
 def notes(trace: Trace, picked: Picked, replayed: dict[str, Replayed]) -> list[str]:
     """Return what was lost, skipped and assumed, a line each."""
+    from vpmu.units import format_ns
+
     lines = _lost_notes(trace)
     lines += _skipped_notes(trace, picked)
     assumed = _assumed(picked)
     if assumed:
         lines.append(
-            f"assumed: RDPMC, {assumed:,}: of the counter that the vCPU wrote last; the trace does not say which"
+            f"assumed: RDPMC, {assumed:,}: each of the counter that its vCPU wrote last; traces do not say"
         )
+    if picked.halted_ns:
+        lines.append(f"assumed: {format_ns(picked.halted_ns)} in HLT, in sum, are run as code")
     if not any(access.host_ns is not None for access in picked.all()):
         lines.append(
             "no kvm_exit with its kvm_entry: no latency of the real host, and its handling is in the spacing"

@@ -1,4 +1,4 @@
-"""Replaying a real host's trace: each vCPU's accesses of its PMU, with their spacing, as a guest in the emulator.
+"""Replaying a real host's trace: each vCPU's accesses of its PMU, with their spacing, as a guest.
 
 A vCPU becomes a guest with one thread, which runs user-mode code for as long as the real guest ran and then
 makes the next access.  Everything else, host perf, exits, interrupts, other vCPUs, is as in any run.
@@ -26,7 +26,9 @@ from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_ACCESS
 from vpmu.kernels.perf.interrupt import ACCESS_RDPMC, ACCESS_READ, ACCESS_WRITE
 from vpmu.kernels.program_layout import CUR_POS
+from vpmu.profile import load_profile
 from vpmu.scenario import parse_scenario
+from vpmu.scenario.model import DEFAULT_PROFILE
 from vpmu.trace.accesses import ACTIONS, ENABLE, EVENTSEL, FIXED_CTRL, Access, Picked, VcpuAccesses
 
 if TYPE_CHECKING:
@@ -124,7 +126,8 @@ def replay_scenario(
     profile : str, optional
         Cost profile, as a scenario's host names it.
     cpus : int, optional
-        Physical CPUs, which the vCPUs are pinned to in turn; by default one for each.
+        Physical CPUs, which the vCPUs are pinned to in turn; by default one for each, as far as the
+        profile's machine has any.
     overrides : list of str
         As for a scenario, e.g. ``host.host.watchdog=true``.
 
@@ -140,7 +143,8 @@ def replay_scenario(
     for override in overrides:
         if override.partition("=")[0].strip().partition(".")[0] in _FROM_TRACE:
             raise UserError("is the trace's; change host, tool or program", file="--set", found=override)
-    cpus = cpus or len(picked.vcpus)
+    if cpus is None:
+        cpus = min(len(picked.vcpus), _possible_cpus(profile))
     host: dict[str, Any] = {"name": HOST, "cpus": cpus}
     if profile is not None:
         host["profile"] = profile
@@ -155,10 +159,23 @@ def replay_scenario(
     ]
     program = {"name": PROGRAM, "cycles": 1 << 40, "functions": [dict(CODE)]}
     table = {"version": 1, "until": _UNTIL, "host": [host], "program": [program], "vm": vms}
-    return parse_scenario(table, file=f"replay of {file}", overrides=overrides)
+    try:
+        return parse_scenario(table, file=f"replay of {file}", overrides=overrides)
+    except UserError as error:
+        raise (error.at(file="--cpus", key="") if error.key == "host[0].cpus" else error) from None
 
 
-def replay(picked: Picked, scenario: Scenario, design: str, programs: dict[str, Program] | None = None) -> Replayed:
+def _possible_cpus(profile: str | None) -> int:
+    """Return how many CPUs the machine of a profile has."""
+    try:
+        return load_profile(profile or DEFAULT_PROFILE).cpu.possible_cpus
+    except UserError as error:
+        raise (error if error.file else error.at(file="--profile")) from None
+
+
+def replay(
+    picked: Picked, scenario: Scenario, design: str, programs: dict[str, Program] | None = None
+) -> Replayed:
     """Replay a trace's accesses under a design.
 
     Parameters
@@ -233,7 +250,9 @@ def _run(machine: Machine, span_ns: int) -> dict[int, list[tuple[bool, int, int]
                 found[actor].append((bool(head >> 8 & 0xFF), word, cost_ns))
 
     until_ns = span_ns
-    while any(int(machine.arena[entry.offset + int(col.V_STATE)]) != int(VCPU_DONE) for entry in machine.vcpus):
+    while any(
+        int(machine.arena[entry.offset + int(col.V_STATE)]) != int(VCPU_DONE) for entry in machine.vcpus
+    ):
         until_ns += _WINDOW_NS
         run_machine(machine, keep, until_ns)
     return found
@@ -266,7 +285,7 @@ def _compare_faults(done: Replayed, accesses: list[Access], faults: list[bool]) 
 
 
 def _compare_reads(done: Replayed, accesses: list[Access], answers: list[tuple[bool, int, int]]) -> None:
-    """Compare reads of control registers, which hold what was written last, once the trace has shown a write."""
+    """Compare reads of control registers, which hold what was written last, once a write was traced."""
     written: set[int] = set()
     for access, (fault, word, _) in zip(accesses, answers, strict=True):
         if fault or access.fault or access.action not in _CONTROLS:

@@ -86,7 +86,10 @@ class Vcpu:
         between = None
         if kind != "P":
             way = "read" if kind == "R" else "write"
-            between = "kvm_msr", f"msr_{way} {register:x} = 0x{max(value, 0):x}{' (#GP)' if value < 0 else ''}"
+            between = (
+                "kvm_msr",
+                f"msr_{way} {register:x} = 0x{max(value, 0):x}{' (#GP)' if value < 0 else ''}",
+            )
         self.exit(REASONS[kind], EVENTS_NS if register == GLOBAL_CTRL else EXIT_NS, between)
 
     def run(self) -> None:

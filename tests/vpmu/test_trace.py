@@ -1,4 +1,4 @@
-"""Traces of real hosts: every recorder's lines come back, malformed ones are named, and what is picked out."""
+"""Traces of real hosts: lines of every recorder come back, malformed ones are named; what is picked out."""
 
 import importlib.util
 import random
@@ -98,9 +98,11 @@ def test_a_malformed_line_is_named_with_file_and_line(line: str, found: str):
 def test_a_line_cut_short_is_refused_or_says_the_same(which: int, data: st.DataObject):
     """A recorder that was killed leaves half a line: it never reads as something else."""
     head = Head(0, 10**9, 0, "CPU 0/KVM", 100)
-    event = (MsrEvent(head, True, 0x38F, 0x70000000F, False), ExitEvent(head, "MSR_READ", 3), EntryEvent(head, 12))[
-        which
-    ]
+    event = (
+        MsrEvent(head, True, 0x38F, 0x70000000F, False),
+        ExitEvent(head, "MSR_READ", 3),
+        EntryEvent(head, 12),
+    )[which]
     line = line_of(event, Style("ftrace", "6.12"))
     kept = line[: data.draw(st.integers(0, len(line) - 1))]
     try:
@@ -114,9 +116,10 @@ def test_a_line_cut_short_is_refused_or_says_the_same(which: int, data: st.DataO
         assert f"{event.value:x}".startswith(f"{item.value:x}")
         assert item.msr == event.msr
     elif items and isinstance(event, EntryEvent):
-        assert items[0] == EntryEvent(Head(1, 10**9, 0, "CPU 0/KVM", 100), 1) or as_read(
-            event, Style("ftrace"), 1
-        ) == items[0]
+        assert (
+            items[0] == EntryEvent(Head(1, 10**9, 0, "CPU 0/KVM", 100), 1)
+            or as_read(event, Style("ftrace"), 1) == items[0]
+        )
     else:
         assert items in ([], [as_read(event, Style("ftrace"), 1)])
 
@@ -215,7 +218,7 @@ def test_gaps_and_latencies_follow_exits_and_entries():
     thread.wait(10_000)
     lines += thread.read(0x38E, 1, 3_000)
     found = list(picked(*lines).all())
-    # From the first entry to the second access's exit: with what the interrupt took, but not with what accesses took.
+    # From the first entry to the second access's exit: with what the interrupt took, without the accesses.
     assert [access.gap_ns for access in found] == [0, 57_000]
     assert [access.host_ns for access in found] == [5_000, 3_000]
 
@@ -246,6 +249,7 @@ def test_other_msrs_exits_and_vcpus_are_counted():
     assert found.other_msrs == {0x6E0: 2}
     assert found.other_exits == {"MSR_WRITE": 2, "HLT": 1}
     assert found.idle_vcpus == 1
+    assert found.halted_ns == 10
     assert [(vcpu.name, vcpu.number, len(vcpu.accesses)) for vcpu in found.vcpus] == [("CPU 0/KVM-100", 0, 1)]
 
 
@@ -273,7 +277,10 @@ def test_a_thread_that_runs_two_vcpus_is_two():
     thread.number = 0
     lines += thread.write(0x38F, 3)
     found = picked(*lines).vcpus
-    assert [(vcpu.number, [access.value for access in vcpu.accesses]) for vcpu in found] == [(0, [1, 3]), (1, [2])]
+    assert [(vcpu.number, [access.value for access in vcpu.accesses]) for vcpu in found] == [
+        (0, [1, 3]),
+        (1, [2]),
+    ]
 
 
 def test_a_migrated_thread_stays_the_same_vcpu():
@@ -305,7 +312,9 @@ def test_each_register_of_the_pmu_is_picked_out(msr: int, value: int, action: st
     assert action in ACTIONS
 
 
-@pytest.mark.parametrize("msr", [0xC0, 0xC9, 0x185, 0x18E, 0x308, 0x30C, 0x4C0, 0x4C9, 0x833, 0x835, 0x1A0, 0x6D0])
+@pytest.mark.parametrize(
+    "msr", [0xC0, 0xC9, 0x185, 0x18E, 0x308, 0x30C, 0x4C0, 0x4C9, 0x833, 0x835, 0x1A0, 0x6D0]
+)
 def test_neighbours_of_the_pmus_registers_are_not(msr: int):
     assert not picked(*Thread().write(msr, 0)).vcpus
 
@@ -326,7 +335,10 @@ def test_the_example_is_what_its_generator_writes():
 def test_the_examples_rdpmcs_are_guessed_right():
     """The driver stops a counter right before it reads it, so the guess is the generator's index."""
     maker = example_maker()
-    steps = [*maker.PROBE, *(step for _ in range(maker.SWITCHES) for step in maker.SWITCH_IN + maker.SWITCH_OUT)]
+    steps = [
+        *maker.PROBE,
+        *(step for _ in range(maker.SWITCHES) for step in maker.SWITCH_IN + maker.SWITCH_OUT),
+    ]
     expected = [(kind, register) for kind, register, _ in steps]
     kinds = {"rdmsr": "R", "wrmsr": "W", "rdpmc": "P"}
     found = pick_accesses(read_trace(maker.lines(), "example"))

@@ -58,7 +58,9 @@ def payload_of(event: TraceEvent, kernel: str) -> tuple[str, str]:
         vcpu = "" if event.vcpu is None else f"vcpu {event.vcpu} "
         info = "info 0 80000b0e"
         if kernel == "6.12":
-            info = "info1 0x0000000000000000 info2 0x000000000000001f intr_info 0x00000000 error_code 0x00000000"
+            info = (
+                "info1 0x0000000000000000 info2 0x000000000000001f intr_info 0x00000000 error_code 0x00000000"
+            )
         return "kvm_exit", f"{vcpu}reason {event.reason} rip 0xffffffff81036706 {info}"
     rip = {"5.0": "", "5.10": ", rip 0xfff0", "libtraceevent": " rip 0xfff0"}
     later = ", rip 0xfff0 intr_info 0x00000000 error_code 0x00000000[immediate exit]"

@@ -1,7 +1,7 @@
 """Events of a trace to the accesses that each vCPU made of its PMU, with the time between them.
 
-An access begins at the exit that it causes and ends at the entry after it, where the trace has both; its guest
-runs from there to the next one.  What a trace cannot say is filled in here, and counted: which counter RDPMC read.
+An access begins at the exit that it causes and ends at the entry after it, where the trace has both; its
+guest runs from there to the next one.  Which counter an RDPMC read is not traced: it is filled in here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STATUS: Final = "global_status, ovf_ctrl"
 LVT: Final = "lvtpc"
 OTHER: Final = "other PMU register"
 ACTIONS: Final = (ENABLE, DISABLE, FIXED_CTRL, EVENTSEL, RDPMC, COUNTER, STATUS, LVT, OTHER)
-"""What an access counts as, as in `vpmu.tables.ACTIONS`; the last is what those tables put with the counters."""
+"""What an access counts as, by the names of `vpmu.tables.ACTIONS`, which has no place for the last one."""
 
 _COUNTERS: Final = 8
 _FIXED: Final = 3
@@ -110,7 +110,7 @@ class Access:
 
 @dataclass(slots=True)
 class VcpuAccesses:
-    """What a vCPU's thread did: its name and id, the vCPU's number if the trace says it, the accesses in order."""
+    """What a vCPU did: its thread's name and id, its number if the trace says it, the accesses in order."""
 
     task: str
     pid: int
@@ -139,6 +139,8 @@ class Picked:
         Exits that no access of the PMU caused, by reason.
     idle_vcpus : int
         vCPUs that never touch their PMU.
+    halted_ns : int
+        How long those that do were in HLT, in sum; it is part of the gaps.
     """
 
     vcpus: list[VcpuAccesses]
@@ -147,6 +149,7 @@ class Picked:
     other_msrs: Counter[int]
     other_exits: Counter[str]
     idle_vcpus: int
+    halted_ns: int
 
     def all(self) -> Iterator[Access]:
         """Yield every access, vCPU by vCPU."""
@@ -179,6 +182,7 @@ class _Follower:
         self.reason = ""
         self.inside = 0
         """Accesses since the exit."""
+        self.halted_ns = 0
         self._resumed_at = start_ns
         self._last_counter = 0
         self._fixed_ctrl = 0
@@ -202,6 +206,8 @@ class _Follower:
         """Let the guest go on; the exit's only access has taken until now."""
         if self.inside:
             self._resumed_at = at_ns
+        if self.reason == "HLT" and self.exit_at is not None:
+            self.halted_ns += at_ns - self.exit_at
         if self.inside == 1 and self.exit_at is not None:
             self.vcpu.accesses[-1].host_ns = at_ns - self.exit_at
         self.forget()
@@ -281,6 +287,7 @@ class _Picker:
             other_msrs=self._other_msrs,
             other_exits=self._other_exits,
             idle_vcpus=len(vcpus) - len(busy),
+            halted_ns=sum(each.halted_ns for each in self._followers.values() if each.vcpu.accesses),
         )
 
     def _close(self, follower: _Follower) -> None:
@@ -293,7 +300,7 @@ class _Picker:
             self._other_exits[follower.reason] += 1
 
     def _of(self, head: Head, number: int | None) -> _Follower:
-        """Return who follows the vCPU that a thread runs; older kernels do not print its number at each event."""
+        """Return who follows the vCPU that a thread runs; not every event says its number."""
         if number is None:
             number = self._current.get(head.pid)
         self._current[head.pid] = number

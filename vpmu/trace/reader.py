@@ -1,8 +1,8 @@
-"""Lines of a real host's trace to events: ``trace-cmd report``, ftrace's ``trace`` and ``trace_pipe``, ``perf script``.
+"""Lines of a real host's trace to events: of ``trace-cmd report``, of ftrace, of ``perf script``.
 
-Three events are read: ``kvm_msr``, ``kvm_exit`` and ``kvm_entry``.  All other lines are counted and passed over;
-a line of one of the three that cannot be read is a mistake, named by file and line.  What a line looks like is
-in docs/replay.md.
+Three events are read: ``kvm_msr``, ``kvm_exit`` and ``kvm_entry``.  All other lines are counted and passed
+over; a line of one of the three that cannot be read is a mistake, named by file and line.  docs/replay.md
+shows the forms.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ _MOST_SHOWN: Final = 100
 _WORD: Final = 1 << 64
 _DIGITS_OF_NS: Final = 9
 
-_TIMED: Final = re.compile(
-    r"(?P<head>.*?)\s*\b(?P<time>\d+\.\d+):\s+(?:\w+:)?(?P<event>\w+):(?P<payload>.*)", re.ASCII
-)
+_LONGEST_HEAD: Final = 200
+"""Characters before the time: more are no task's, whose name has at most 15."""
+
+_TIMED: Final = re.compile(r"(?<!\S)(?P<time>\d+\.\d+):\s+(?:\w+:)?(?P<event>\w+):", re.ASCII)
 _OURS: Final = re.compile(r"(?:^|[\s:])(kvm_msr|kvm_exit|kvm_entry):")
 _FTRACE_HEAD: Final = re.compile(
-    r"\s*(?P<task>\S.*)-(?P<pid>\d+)\s+(?:\(\s*[\d-]+\)\s+)?\[(?P<cpu>\d+)\](?:\s+\S+)?", re.ASCII
+    r"(?P<task>\S.*)-(?P<pid>\d+)\s+(?:\(\s*[\d-]+\)\s+)?\[(?P<cpu>\d+)\](?:\s+\S+)?", re.ASCII
 )
-_PERF_HEAD: Final = re.compile(
-    r"\s*(?P<task>\S.*?)\s+(?:\d+/)?(?P<pid>\d+)(?:\s+\[(?P<cpu>\d+)\])?", re.ASCII
-)
+_PERF_HEAD: Final = re.compile(r"(?P<task>\S.*?)\s+(?:\d+/)?(?P<pid>\d+)(?:\s+\[(?P<cpu>\d+)\])?", re.ASCII)
 _MSR: Final = re.compile(
     r"msr_(?P<way>read|write) (?P<msr>[0-9a-f]+) = 0x(?P<value>[0-9a-f]+)(?P<fault> \(#GP\))?"
 )
@@ -44,7 +43,8 @@ _EXIT: Final = re.compile(
 )
 _ENTRY: Final = re.compile(r"vcpu (?P<vcpu>\d+)(?:,? rip 0x[0-9a-f]+(?: ?\[.*| [a-z].*)?)?", re.ASCII)
 _LOST: Final = re.compile(
-    r"CPU:(?P<cpu>\d+) \[(?:LOST (?P<lost>\d+) EVENTS|(?P<dropped>\d+) EVENTS DROPPED|LOST EVENTS|EVENTS DROPPED)\]"
+    r"CPU:(?P<cpu>\d+) "
+    r"\[(?:LOST (?P<lost>\d+) EVENTS|(?P<dropped>\d+) EVENTS DROPPED|LOST EVENTS|EVENTS DROPPED)\]"
 )
 _LOOKS_LOST: Final = re.compile(r"CPU:\s*\d+\s*\[.*(?:LOST|DROPPED)", re.ASCII)
 _PERF_LOST: Final = re.compile(r".*\bPERF_RECORD_LOST(?:_SAMPLES)?\b(?:.*\blost (?P<lost>\d+))?", re.ASCII)
@@ -54,7 +54,7 @@ _WRITTEN: Final = re.compile(r"#\s*entries-in-buffer/entries-written: (\d+)/(\d+
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where and when an event was: line of the file, time, CPU (None if not printed), task and its thread id."""
+    """Where and when an event was: line of the file, time, CPU (None if not printed), task, thread id."""
 
     line: int
     at_ns: int
@@ -93,7 +93,7 @@ class EntryEvent:
 
 @dataclass(frozen=True, slots=True)
 class LostEvents:
-    """Events of a CPU (None: of any) are missing before this point; `count` is None if nobody knows how many."""
+    """Events of a CPU (None: of any) are missing before this point; `count` is None if it is not known."""
 
     line: int
     at_ns: int
@@ -210,7 +210,7 @@ class _Reader:
         return True
 
     def _event(self, line: str) -> None:
-        match = _TIMED.match(line)
+        match = _TIMED.search(line)
         if match is None:
             if _OURS.search(line):
                 self._refuse(line, "TASK-PID [CPU] FLAGS SECONDS.FRACTION: EVENT: ...")
@@ -220,16 +220,17 @@ class _Reader:
         if name not in EVENTS:
             self._trace.unknown[name] += 1
             return
-        head = self._head(match["head"], match["time"])
-        event = self._payload(name, head, match["payload"].strip())
+        head = self._head(line[: match.start()].strip(), match["time"])
+        event = self._payload(name, head, line[match.end() :].strip())
         if self._lost:
             self._note_gaps(head)
         self._trace.items.append(event)
 
     def _head(self, text: str, time: str) -> Head:
         """Read what stands before the event's name."""
-        match = _FTRACE_HEAD.fullmatch(text) or _PERF_HEAD.fullmatch(text)
-        if match is None:
+        short = text[: _LONGEST_HEAD + 1]
+        match = _FTRACE_HEAD.fullmatch(short) or _PERF_HEAD.fullmatch(short)
+        if match is None or len(text) > _LONGEST_HEAD:
             self._refuse(text, "TASK-PID [CPU] FLAGS or TASK PID [CPU] before the time")
         form = match.re is _FTRACE_HEAD, match["cpu"] is None
         if self._form not in (None, form):
@@ -245,7 +246,7 @@ class _Reader:
             where = "" if cpu is None else f" of CPU {cpu}"
             self._refuse(time, f"no time{where} before that of line {last_line}: each CPU's lines in order")
         self._last_ns[cpu] = at_ns, self._trace.lines
-        return Head(self._trace.lines, at_ns, cpu, match["task"].strip(), int(match["pid"]))
+        return Head(self._trace.lines, at_ns, cpu, match["task"], int(match["pid"]))
 
     def _payload(self, name: str, head: Head, text: str) -> TraceEvent:
         """Read what stands behind the event's name."""
