@@ -45,17 +45,20 @@ def replay_command(
     """
     trace = load_trace(file)
     picked = pick_accesses(trace)
-    from vpmu.build import load_programs
     from vpmu.command_run import choose_designs
     from vpmu.execution import register_designs
-    from vpmu.replay import replay, replay_scenario
     from vpmu.results import RunResult, check_out_directory, json_bytes, write_results
+    from vpmu.trace.scenario import replay_scenario
 
     scenario = replay_scenario(picked, file=trace.file, profile=profile, cpus=cpus, overrides=overrides)
     chosen = choose_designs(scenario, designs, file)
     if out is not None:
         check_out_directory(out)
     names = register_designs(chosen)
+    # Only now: what follows loads the engine, with the designs that are known by then.
+    from vpmu.build import load_programs
+    from vpmu.replay import replay
+
     programs = load_programs(scenario)
     replayed = {name: replay(picked, scenario, name, programs) for name in names}
     report = json_bytes(report_of(trace, picked, scenario.seed, replayed))

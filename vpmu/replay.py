@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from vpmu.actors.local import run_machine
 from vpmu.build import build, load_programs
 from vpmu.collect import SampleCounter, collect
-from vpmu.errors import UserError
 from vpmu.kernels import columns as col
 from vpmu.kernels.guest.step import REPLAY_WORDS
 from vpmu.kernels.guest.threads import THREAD_REPLAY
@@ -26,9 +25,6 @@ from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_ACCESS
 from vpmu.kernels.perf.interrupt import ACCESS_RDPMC, ACCESS_READ, ACCESS_WRITE
 from vpmu.kernels.program_layout import CUR_POS
-from vpmu.profile import load_profile
-from vpmu.scenario import parse_scenario
-from vpmu.scenario.model import DEFAULT_PROFILE
 from vpmu.trace.accesses import ACTIONS, ENABLE, EVENTSEL, FIXED_CTRL, Access, Picked, VcpuAccesses
 
 if TYPE_CHECKING:
@@ -38,32 +34,12 @@ if TYPE_CHECKING:
     from vpmu.results import DesignResult
     from vpmu.scenario import Scenario
 
-HOST: Final = "host"
-PROGRAM: Final = "code"
 _WINDOW_NS: Final = 1_000_000_000
-_UNTIL: Final = "1000000 s"
-_LONGEST_NS: Final = 500_000 * 1_000_000_000
 _RATE_BITS: Final = 28
 _REGISTER_SHIFT: Final = 8
 _OPERATIONS: Final = {"rdmsr": int(ACCESS_READ), "wrmsr": int(ACCESS_WRITE), "rdpmc": int(ACCESS_RDPMC)}
 _CONTROLS: Final = (ENABLE, EVENTSEL, FIXED_CTRL)
 """Actions on registers that hold what was written last: what is read back can be compared."""
-_FROM_TRACE: Final = ("vm", "fleet", "template", "event", "until")
-"""Keys of a scenario that a replay does not leave open."""
-CODE: Final = {
-    "name": "user",
-    "share": 1,
-    "ipc": 1,
-    "branches": "0.2",
-    "branch_misses": "0.004",
-    "cache_references": "0.01",
-    "cache_misses": "0.001",
-    "l1_dcache_loads": "0.25",
-    "l1_dcache_stores": "0.1",
-    "l1_dcache_load_misses": "0.02",
-    "dtlb_load_misses": "0.001",
-}
-"""What guests run between their accesses: a trace does not say what the real ones ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,67 +88,6 @@ class Replayed:
     pmis: int = 0
 
 
-def replay_scenario(
-    picked: Picked, *, file: str, profile: str | None, cpus: int | None, overrides: list[str]
-) -> Scenario:
-    """Return the scenario of a replay: a host, and a VM for each vCPU of the trace.
-
-    Parameters
-    ----------
-    picked : Picked
-        What the trace holds.
-    file : str
-        The trace's name, for messages.
-    profile : str, optional
-        Cost profile, as a scenario's host names it.
-    cpus : int, optional
-        Physical CPUs, which the vCPUs are pinned to in turn; by default one for each, as far as the
-        profile's machine has any.
-    overrides : list of str
-        As for a scenario, e.g. ``host.host.watchdog=true``.
-
-    Raises
-    ------
-    UserError
-        If the trace touches no PMU, or is too long; for a mistake in the options.
-    """
-    if not picked.vcpus:
-        raise UserError("no access to a PMU in it: were kvm_msr and kvm_exit traced?", file=file)
-    if picked.end_ns - picked.start_ns > _LONGEST_NS:
-        raise UserError("longer than 500000 s from the first event to the last", file=file)
-    for override in overrides:
-        if override.partition("=")[0].strip().partition(".")[0] in _FROM_TRACE:
-            raise UserError("is the trace's; change host, tool or program", file="--set", found=override)
-    if cpus is None:
-        cpus = min(len(picked.vcpus), _possible_cpus(profile))
-    host: dict[str, Any] = {"name": HOST, "cpus": cpus}
-    if profile is not None:
-        host["profile"] = profile
-    vms = [
-        {
-            "name": f"vcpu{number}",
-            "host": HOST,
-            "cpus": [number % cpus],
-            "thread": [{"name": "replay", "program": PROGRAM}],
-        }
-        for number in range(len(picked.vcpus))
-    ]
-    program = {"name": PROGRAM, "cycles": 1 << 40, "functions": [dict(CODE)]}
-    table = {"version": 1, "until": _UNTIL, "host": [host], "program": [program], "vm": vms}
-    try:
-        return parse_scenario(table, file=f"replay of {file}", overrides=overrides)
-    except UserError as error:
-        raise (error.at(file="--cpus", key="") if error.key == "host[0].cpus" else error) from None
-
-
-def _possible_cpus(profile: str | None) -> int:
-    """Return how many CPUs the machine of a profile has."""
-    try:
-        return load_profile(profile or DEFAULT_PROFILE).cpu.possible_cpus
-    except UserError as error:
-        raise (error if error.file else error.at(file="--profile")) from None
-
-
 def replay(
     picked: Picked, scenario: Scenario, design: str, programs: dict[str, Program] | None = None
 ) -> Replayed:
@@ -183,7 +98,7 @@ def replay(
     picked : Picked
         The accesses.
     scenario : Scenario
-        As `replay_scenario` makes it.
+        As `vpmu.trace.scenario.replay_scenario` makes it.
     design : str
         Name of the design, which is registered.
     programs : dict, optional

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ from tests.vpmu.traces import Thread, in_time, picked
 from vpmu.cli import main
 from vpmu.errors import UserError
 from vpmu.harness import GeneralProtection, Host
-from vpmu.replay import CODE, Latency, Replayed, _stream, host_latencies, replay, replay_scenario
+from vpmu.replay import Latency, Replayed, _stream, host_latencies, replay
 from vpmu.results import read_results
 from vpmu.trace.accesses import Access, Picked
+from vpmu.trace.scenario import CODE, replay_scenario
 
 DESIGNS = ["legacy", "optimized", "native"]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "replay" / "stat.trace"
+KEEP = EXAMPLE.parents[1] / "designs" / "keep.py"
 QUIET = ["host.host.noise=false", "host.host.core_khz=2000000"]
 CORE_GHZ = 2
 
@@ -118,8 +122,11 @@ def test_faults_are_compared_with_the_traces(design: str):
     lines += thread.write(0x38F, 1 << 20)  # here only: a reserved bit that the real host took
     lines += thread.write(0x38F, 0xF, fault=True)  # there only
     lines += thread.write(0x38F, 0x1)
-    done = replayed(picked(*lines), design)
-    assert done.faults == 2
+    lines += thread.rdpmc()  # whether it faulted there is not traced
+    found = picked(*lines)
+    found.vcpus[0].accesses[-1].register = 0x3FFFFFFF
+    done = replayed(found, design)
+    assert done.faults == 3
     assert done.faults_differ == {"wrmsr 0x38f: #GP here only": 1, "wrmsr 0x38f: #GP in the trace only": 1}
 
 
@@ -129,6 +136,8 @@ def test_control_registers_are_compared_once_they_were_written():
     lines += thread.write(0x186, 0x5300C4) + thread.read(0x186, 0x5300C4)  # as written
     lines += thread.read(0x186, 0x5300C5)  # not as written
     lines += thread.read(0xC1, 77)  # a count: of what the real guest ran
+    lines += thread.read(0x186, 0, fault=True)  # the real host gave no value
+    lines += thread.write(0x187, 7, fault=True) + thread.read(0x187, 3)  # it did not take this write
     done = replayed(picked(*lines), "optimized")
     assert (done.reads_compared, done.reads_differ) == (2, 1)
 
@@ -301,6 +310,22 @@ def test_a_trace_without_an_access_is_refused(tmp_path: Path, capsys: pytest.Cap
     path.write_text("\n".join(Thread().write(0x6E0, 1)))
     assert main(["replay", str(path)]) == 2
     assert "no access to a PMU in it" in capsys.readouterr().err
+
+
+def test_a_design_may_be_a_file():
+    """Designs have to be known before the engine is loaded: what comes before must not load it."""
+    program = f"""
+import sys
+from vpmu.command_replay import load_trace, pick_accesses
+from vpmu.command_run import choose_designs
+from vpmu.execution import register_designs
+from vpmu.trace.scenario import replay_scenario
+picked = pick_accesses(load_trace({str(EXAMPLE)!r}))
+scenario = replay_scenario(picked, file="t", profile=None, cpus=None, overrides=[])
+print(register_designs(choose_designs(scenario, {str(KEEP)!r}, "t")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "('keep',)\n"
 
 
 def test_a_trace_longer_than_a_run_is_refused():

@@ -79,6 +79,7 @@ MALFORMED = [
     ("CPU 0/KVM-100 [000] 1: kvm_entry: vcpu 0", "CPU 0/KVM-100 [000] 1: kvm_entry: vcpu 0"),
     ("CPU 0/KVM-100 [000] 1.0123456789: kvm_entry: vcpu 0", "1.0123456789"),
     ("[000] 1.000000: kvm_entry: vcpu 0", "[000]"),
+    (f"{'x' * 200}-1 [000] 1.000000: kvm_entry: vcpu 0", f"{'x' * 100}..."),
     ("CPU 0/KVM-x [000] 1.000000: kvm_entry: vcpu 0", "CPU 0/KVM-x [000]"),
     ("CPU 0/KVM-100 [x] 1.000000: kvm_entry: vcpu 0", "CPU 0/KVM-100 [x]"),
     ("kvm_msr: msr_read 38e = 0x0", "kvm_msr: msr_read 38e = 0x0"),
@@ -198,6 +199,13 @@ def test_lost_events_are_told_and_no_latency_spans_them(line: str, cpu: int, cou
     assert [access.host_ns for access in picked(leave, msr, elsewhere, enter).all()] == [2_000]
 
 
+def test_a_gap_of_one_cpu_waits_for_its_next_event():
+    lines = ["CPU:1 [LOST 5 EVENTS]", f"{HEAD}kvm_entry: vcpu 0"]
+    assert read(*lines).gaps == [LostEvents(1, 10**9, 1, 5)]
+    lines.append("       CPU 1/KVM-101   [001]  1.500000: kvm_entry: vcpu 1")
+    assert read(*lines).gaps == [LostEvents(1, 1_500_000_000, 1, 5)]
+
+
 def test_perfs_lost_records_are_told():
     line = "  CPU 0/KVM   100 [002] 1.500000: PERF_RECORD_LOST lost 9"
     assert read(line).gaps == [LostEvents(1, 0, 2, 9)]
@@ -223,6 +231,27 @@ def test_gaps_and_latencies_follow_exits_and_entries():
     assert [access.host_ns for access in found] == [5_000, 3_000]
 
 
+def test_an_exit_of_several_accesses_has_no_latency_of_its_own():
+    thread = Thread()
+    first = MsrEvent(thread.head(), True, 0x38F, 0, False)
+    thread.wait(4_000)
+    second = MsrEvent(thread.head(), True, 0x38F, 1, False)
+    thread.at_ns = first.head.at_ns - 1_000
+    lines = thread.exits("EXCEPTION_NMI", 10_000, first, second)
+    # The first began at the exit, the second 5 us later, when its line was written.
+    assert [(a.at_ns, a.gap_ns, a.host_ns) for a in picked(*lines).all()] == [
+        (999_999_000, 0, None),
+        (1_000_004_000, 5_000, None),
+    ]
+
+
+def test_an_exit_without_its_entry_is_not_measured():
+    thread = Thread()
+    leave, msr, _ = thread.write(0x38F, 0)
+    lines = [leave, msr, *thread.write(0x38F, 1)]
+    assert [access.host_ns for access in picked(*lines).all()] == [None, 2_000]
+
+
 def test_without_exits_the_spacing_is_that_of_the_accesses():
     lines = [
         f"{HEAD}kvm_msr: msr_write 38f = 0x0",
@@ -237,9 +266,11 @@ def test_an_rdpmc_reads_the_counter_that_was_written_last():
     lines = thread.rdpmc()
     for msr, value in ((0xC1, 5), (0x187, 0x130108), (0x38D, 0x0B0), (0x309, 1), (0x4C3, 0), (0x38F, 0xF)):
         lines += thread.write(msr, value) + thread.rdpmc()
+    # Of two fields that change at once, the lower one: here of FIXED_CTR0, from 0xB0.
+    lines += thread.write(0x38D, 0xBBB) + thread.rdpmc()
     lines += thread.write(0x186, 0x300000000, fault=True) + thread.rdpmc()
     indices = [access.register for access in picked(*lines).all() if access.operation == "rdpmc"]
-    assert indices == [0, 0, 1, RDPMC_FIXED + 1, RDPMC_FIXED, 2, 2, 2]
+    assert indices == [0, 0, 1, RDPMC_FIXED + 1, RDPMC_FIXED, 2, 2, RDPMC_FIXED, RDPMC_FIXED]
 
 
 def test_other_msrs_exits_and_vcpus_are_counted():

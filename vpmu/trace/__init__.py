@@ -1,1 +1,1 @@
-"""Traces of real hosts: lines to events (`reader`), events to accesses of the PMU (`accesses`)."""
+"""Traces of real hosts: lines to events (`reader`), to accesses of the PMU (`accesses`), to a `scenario`."""

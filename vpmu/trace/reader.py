@@ -181,8 +181,7 @@ class _Reader:
         """Return what was read, in the order of time."""
         end_ns = max((at_ns for at_ns, _ in self._last_ns.values()), default=0)
         for line, cpu, count in self._lost:
-            at_ns = self._last_ns.get(cpu, (end_ns, 0))[0]
-            self._trace.items.append(LostEvents(line, at_ns, cpu, count))
+            self._trace.items.append(LostEvents(line, end_ns, cpu, count))
         self._trace.items.sort(key=_order)
         return self._trace
 
