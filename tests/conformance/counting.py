@@ -54,14 +54,12 @@ class Twin(RegisterTwin):
         before = self.pmis
         try:
             value = self._do(step)
+            self._retire(step)
         except Fault:
             return Seen(1, step.value if step.kind == WRMSR else 0, self.pmis - before)
         return Seen(0, value, self.pmis - before)
 
     def _do(self, step: Step) -> int:
-        if step.kind in (WRMSR, RDMSR, RDPMC) and not self.is_("A4.19"):
-            on = [c for c in self._counting(user=True) if self._event(c) == INSTRUCTIONS]
-            self._count(dict.fromkeys(on, 1), 1)
         if step.kind == WRMSR:
             self.write(step.register, step.value)
             return step.value
@@ -70,11 +68,21 @@ class Twin(RegisterTwin):
         if step.kind == RDPMC:
             return self.rdpmc(step.register)
         if step.kind == EMULATE:
-            self._emulate(branch=bool(step.register & 2))
+            self._emulate(branch=bool(step.register & 2), user=step.value == 2)
             return 0
         self._code(step.value, user=step.kind == USER)
         assert step.kind in (USER, KERNEL)
         return step.value
+
+    def _retire(self, step: Step) -> None:
+        """Count an access itself, where it counts: KVM 7.0 does when it goes on behind it."""
+        if step.kind not in (WRMSR, RDMSR, RDPMC):
+            return
+        if self.new and self.is_("E3.16"):
+            self._emulate(branch=False, user=False)
+        elif not self.new and not self.is_("A4.19"):
+            on = [c for c in self._counting(user=True) if self._event(c) == INSTRUCTIONS]
+            self._count(dict.fromkeys(on, 1), 1)
 
     def slack(self, step: Step) -> int:
         """Return by how much the word that a step read may be off."""
@@ -306,22 +314,22 @@ class Twin(RegisterTwin):
                 self.value[counter] = (self.value[counter] + cycles * khz // CORE_KHZ) & TOP
                 self.loose[counter] += 1
 
-    def _emulate(self, *, branch: bool) -> None:
+    def _emulate(self, *, branch: bool, user: bool) -> None:
         """Count an instruction that KVM emulates, as 7.0 does (kvm_pmu_trigger_event())."""
         if self.gap(self.old, "D5.3") or (self.new and not self.is_("E1.5")):
             return
         events = {INSTRUCTIONS, BRANCHES} if branch else {INSTRUCTIONS}
         for counter in self.value:
-            if self.counters >> counter & 1 and self._sees_emulated(counter, events):
+            if self.counters >> counter & 1 and self._sees_emulated(counter, events, user=user):
                 self._count_one(counter)
 
-    def _sees_emulated(self, counter: int, events: set[int]) -> bool:
+    def _sees_emulated(self, counter: int, events: set[int], *, user: bool) -> bool:
         """Return whether a counter counts an emulated instruction."""
-        user, kernel = self._levels(counter)
+        levels = self._levels(counter)
         return (
             (self._event(counter) in events or not self.is_("E3.9"))
             and (self.enabled(counter) or not self.is_("E3.10"))
-            and (user or (kernel and not self.is_("E3.11")))
+            and (levels[0 if user else 1] or (any(levels) and not self.is_("E3.11")))
             and (self._passes(counter) or not self.is_("E3.12"))
         )
 

@@ -8,7 +8,8 @@ RDMSR: Final = 1
 WRMSR: Final = 2
 RDPMC: Final = 3
 EMULATE: Final = 4
-"""An instruction that KVM emulates; bit 0 of the register: an instruction, bit 1: also a branch."""
+"""An instruction that KVM emulates; bit 0 of the register: an instruction, bit 1: also a branch. The value is its
+level: 1 for CPL 0, 2 for CPL 3."""
 USER: Final = 5
 """So many cycles of code at CPL 3."""
 KERNEL: Final = 6
@@ -167,7 +168,7 @@ class Step(NamedTuple):
         if self.kind in (RDMSR, RDPMC):
             return f"{'R' if self.kind == RDMSR else 'P'} {self.register:x}"
         if self.kind == EMULATE:
-            return "emulated branch" if self.register & 2 else "emulated instruction"
+            return f"emulated {'user' if self.value == 2 else 'kernel'} {'branch' if self.register & 2 else 'insn'}"
         return f"{self.value} {NAMES[self.kind]}"
 
 
@@ -208,6 +209,6 @@ def kernel_code(cycles: int) -> Step:
     return Step(KERNEL, 0, cycles)
 
 
-def emulated(*, branch: bool = False) -> Step:
+def emulated(*, branch: bool = False, user: bool = False) -> Step:
     """Return an instruction, perhaps a branch, that KVM emulates."""
-    return Step(EMULATE, 3 if branch else 1)
+    return Step(EMULATE, 3 if branch else 1, 2 if user else 1)

@@ -285,7 +285,7 @@ class RegisterTwin:
             word = value & TOP if self.is_("A4.2") else extended(value)
         elif counter < 32:
             word = extended(value) if self.is_("A4.1", "D3.9") else value & TOP
-        elif self.gap(self.old and self.setup.design == "legacy", "D3.10", "D5.9"):
+        elif self.gap(self.old, "D3.10", "D5.9"):
             word = extended(value)
         else:
             if value > TOP and not self.is_("A3.11"):

@@ -32,7 +32,7 @@ OPEN: Final = write(LVTPC, NMI)
 FREEZE: Final = 1 << 12
 
 HIDDEN: Final = [
-    Setup(d, k, hidden=("cpu-cycles", "instructions", "branches")) for d in DESIGNS for k in RULE_SETS
+    Setup(d, k, hidden=("cycles", "instructions", "branches")) for d in DESIGNS for k in RULE_SETS
 ]
 TAKEN: Final = [Setup(d, k, taken=which) for d in DESIGNS for k in RULE_SETS for which in ("all", "cycles")]
 
@@ -207,18 +207,31 @@ def _emulated(setup: Setup) -> Iterator[Case]:
     if setup.design == "native":
         return
     rules = ("E1.5", "E3.9", "E3.10", "E3.11", "D5.3")
+    for event, level, enable in product((0x00C0, 0x00C4, 0x003C, 0x01C0, 0x00C5), (USR, OS, USR | OS, 0), (0, EN)):
+        for user in (False, True):
+            some = (emulated(user=user), emulated(branch=True, user=user), emulated(user=user))
+            yield Case(rules, setup, counting(setup, event | level | enable), some, _look(setup))
     one, branch = emulated(), emulated(branch=True)
-    for event, level, enable in product((0x00C0, 0x00C4, 0x003C, 0x01C0, 0x00C5), (USR, OS, USR | OS), (0, EN)):
-        yield Case(rules, setup, counting(setup, event | level | enable), (one, one, branch), _look(setup))
     off = (*counting(setup, INSTRUCTIONS | OS), write(GLOBAL_CTRL, 0))
     yield Case(rules, setup, off, (one, branch), _look(setup))
-    yield Case(("E3.9",), setup, counting(setup, INSTRUCTIONS | OS | 3 << 24), (one,), _look(setup))
-    for field in (0, 1, 2, 3):
+    for cmask in (INV, 3 << 24, 3 << 24 | INV):
+        yield Case(("E3.9",), setup, counting(setup, INSTRUCTIONS | cmask), (emulated(user=True),), _look(setup))
+    for field, user in product((0, 1, 2, 3), (False, True)):
         fixed = (write(FIXED_CTR_CTRL, field | field << 4), *on(setup))
-        yield Case(rules, setup, fixed, (one, branch, branch), (rdpmc(FIXED), rdpmc(FIXED + 1)))
-    for ask, first in product((0, INT), (-1, -2, -5)):
-        wraps = (OPEN, *counting(setup, INSTRUCTIONS | OS | ask, first))
-        yield Case(("E3.13", "E1.5"), setup, wraps, (one, branch), (*_look(setup), code(3), *_look(setup)))
+        some = (emulated(user=user), emulated(branch=True, user=user))
+        yield Case(rules, setup, fixed, some, (rdpmc(FIXED), rdpmc(FIXED + 1)))
+    for ask, first, user in product((0, INT), (-1, -2, -5), (False, True)):
+        wraps = (OPEN, *counting(setup, INSTRUCTIONS | (0 if user else OS) | ask, first))
+        some = (emulated(user=user), emulated(branch=True, user=user))
+        yield Case(("E3.13", "E1.5"), setup, wraps, some, (*_look(setup), code(3), *_look(setup)))
+    kernel = (0x00C0 | EN | OS, 0x00C4 | EN | OS)
+    for event in kernel:
+        accesses = (read(PMC), rdpmc(0), read(0x391), write(DEBUGCTL, 0), write(0x391, 0), rdpmc(99))
+        yield Case(("E3.16", "A4.19"), setup, counting(setup, event), accesses, (rdpmc(0), write(PMC, 5), rdpmc(0)))
+    stops = (write(GLOBAL_CTRL, 0), rdpmc(0), write(GLOBAL_CTRL, 1), write(EVENTSEL, kernel[0] & ~EN))
+    yield Case(("E3.16",), setup, counting(setup, kernel[0]), stops, (rdpmc(0),))
+    last = (OPEN, *counting(setup, kernel[0] | INT, -4))
+    yield Case(("E3.16", "E3.13"), setup, last, (read(PMC), read(PMC), read(PMC), read(PMC)), _look(setup))
 
 
 def _contention(setup: Setup) -> Iterator[Case]:
