@@ -7,6 +7,7 @@ from typing import Final
 from tests.conformance.setup import (
     BUS_KHZ,
     CORE_KHZ,
+    CPUID,
     EMULATE,
     KERNEL,
     RATES,
@@ -14,6 +15,7 @@ from tests.conformance.setup import (
     RDPMC,
     TSC_KHZ,
     USER,
+    WORK,
     WRMSR,
     Seen,
     Setup,
@@ -48,6 +50,9 @@ class Twin(RegisterTwin):
         self.kept = False
         """A PMI that waits for LVTPC to be unmasked: nowhere, but with a rule inverted."""
         self.begun = dict(self.value)
+        self.events: set[int] = set()
+        """Counters with a host event, under legacy; how many were created and released."""
+        self.created = self.released = 0
 
     def step(self, step: Step) -> Seen:
         """Do a step; return what the guest sees of it."""
@@ -60,6 +65,10 @@ class Twin(RegisterTwin):
         return Seen(0, value, self.pmis - before)
 
     def _do(self, step: Step) -> int:
+        if step.kind == CPUID:
+            return self.leaf_0a()[step.register]
+        if step.kind == WORK:
+            return self.created << 16 | self.released
         if step.kind == WRMSR:
             self.write(step.register, step.value)
             return step.value
@@ -200,11 +209,19 @@ class Twin(RegisterTwin):
     # -- overflow --
 
     def _program(self, counter: int) -> None:
-        self.programmed += 1
+        self._reprogram(counter)
         self.begun[counter] = self.value[counter]
         if not self.enabled(counter) and not self.is_("F1.2"):
             self.value[counter] = 0
         self._arm(counter)
+
+    def _reprogram(self, counter: int) -> None:
+        """Release a counter's host event, if it has one, and create another, if it is to count."""
+        self.released += counter in self.events
+        self.events.discard(counter)
+        if self.enabled(counter) and self._passes(counter):
+            self.created += 1
+            self.events.add(counter)
 
     def _arm(self, counter: int) -> None:
         """Note after how many events a counter's overflow is noticed, as long as nothing is written."""
@@ -227,7 +244,7 @@ class Twin(RegisterTwin):
             return
         self._arm(counter)
 
-    def _overflow(self, due: list[int]) -> None:
+    def _overflow(self, due: list[int], *, reprograms: bool = True) -> None:
         """Notice overflows: status, PMI; the counters go on."""
         raised = False
         for counter in due:
@@ -241,6 +258,8 @@ class Twin(RegisterTwin):
         elif self.hardware and self.debugctl & _FREEZE and not self.is_("A4.17"):
             self.global_ctrl = 0
         for counter in due:
+            if reprograms:
+                self._reprogram(counter)
             self._arm(counter)
 
     def _pmi(self) -> None:
@@ -338,4 +357,4 @@ class Twin(RegisterTwin):
         self.value[counter] = total & TOP
         self._arm(counter)
         if total > TOP and self.is_("E3.13"):
-            self._overflow([counter])
+            self._overflow([counter], reprograms=False)

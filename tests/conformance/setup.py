@@ -14,6 +14,10 @@ USER: Final = 5
 """So many cycles of code at CPL 3."""
 KERNEL: Final = 6
 """So many cycles of code at CPL 0."""
+CPUID: Final = 7
+"""A register of leaf 0xA: 0 EAX, 1 EBX, 2 ECX, 3 EDX."""
+WORK: Final = 8
+"""No guest's step: how many events host perf has created (bits 31:16) and released for the vCPU."""
 
 NAMES: Final = {
     RDMSR: "RDMSR",
@@ -167,6 +171,10 @@ class Step(NamedTuple):
             return f"W {self.register:x}={self.value:x}"
         if self.kind in (RDMSR, RDPMC):
             return f"{'R' if self.kind == RDMSR else 'P'} {self.register:x}"
+        if self.kind == CPUID:
+            return f"CPUID 0A {('EAX', 'EBX', 'ECX', 'EDX')[self.register]}"
+        if self.kind == WORK:
+            return "host work"
         if self.kind == EMULATE:
             return f"emulated {'user' if self.value == 2 else 'kernel'} {'branch' if self.register & 2 else 'insn'}"
         return f"{self.value} {NAMES[self.kind]}"
@@ -207,6 +215,11 @@ def code(cycles: int) -> Step:
 def kernel_code(cycles: int) -> Step:
     """Return kernel-mode code."""
     return Step(KERNEL, 0, cycles)
+
+
+def cpuid(register: int) -> Step:
+    """Return a look at one register of CPUID leaf 0xA."""
+    return Step(CPUID, register)
 
 
 def emulated(*, branch: bool = False, user: bool = False) -> Step:

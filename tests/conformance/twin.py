@@ -82,8 +82,6 @@ class RegisterTwin:
         self.global_ctrl = self._global_ctrl_at_reset()
         self.stray: dict[int, int] = {}
         """Registers that exist only because a rule is inverted."""
-        self.programmed = 0
-        """Times that a counter was stopped and begun anew."""
 
     # -- rules --
 
@@ -384,6 +382,18 @@ class RegisterTwin:
         if (kind << 16 | number) in (0x10000, 0x10001, 0x10002) and not self.is_("D3.25"):
             return 0
         raise Fault
+
+    def leaf_0a(self) -> tuple[int, int, int, int]:
+        """Return EAX, EBX, ECX and EDX of CPUID leaf 0xA."""
+        version = self.version if self.is_("A6.1") else 4
+        nr_gp = self.nr_gp if self.is_("A6.2") else 2
+        width = WIDTH if self.is_("A6.3") else 40
+        names = ("cycles", "instructions", "ref-cycles", "llc-references", "llc-misses", "branches", "branch-misses")
+        absent = {names.index(name) for name in self.setup.hidden} if self.is_("A6.4") else {0, 1, 2}
+        edx = self.nr_fixed | width << 5 if self.version > 1 else 0
+        if self.gap(self.new, "A6.7"):
+            edx |= bits(15)
+        return version | nr_gp << 8 | width << 16 | 7 << 24, bits(*absent), int(not self.is_("A6.8")), edx
 
     def _count_of(self, counter: int) -> int:
         """Return what a counter shows."""

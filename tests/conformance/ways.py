@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tests.conformance.setup import EMULATE, KERNEL, USER, Seen, Setup, Step
+from tests.conformance.setup import CPUID, EMULATE, KERNEL, USER, WORK, Seen, Setup, Step
+from vpmu.actors.cpuid import leaf_0a
 from vpmu.actors.host_perf import HostPerf, Waiting
 from vpmu.actors.local import drain_log
 from vpmu.actors.machine import Machine
@@ -24,6 +25,7 @@ from vpmu.kernels import columns as col
 from vpmu.kernels.advance import advance
 from vpmu.kernels.engine import STOP_WAIT
 from vpmu.kernels.guest.threads import THREAD_REPLAY
+from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_ACCESS
@@ -128,9 +130,27 @@ class Way:
 
     def step(self, step: Step) -> Seen:
         """Return what the guest sees of one step."""
+        if step.kind == CPUID:
+            return Seen(0, self._leaf_0a()[step.register])
+        if step.kind == WORK:
+            return Seen(0, self._calls(CALL_CREATE) << 16 | self._calls(CALL_RELEASE))
         before = int(self.guest[self.g + int(col.G_PMIS)])
         found = self._code(step) if step.kind in (USER, KERNEL) else self._access(step)
         return found._replace(pmis=int(self.guest[self.g + int(col.G_PMIS)]) - before)
+
+    def _leaf_0a(self) -> tuple[int, int, int, int]:
+        s, v, hardware = self.host, self.v, self.setup.design == "native"
+        return leaf_0a(
+            3 if hardware else int(s[v + int(col.V_VERSION)]),
+            int(s[v + int(col.V_NR_GP)]),
+            int(s[v + int(col.V_NR_FIXED)]),
+            hidden=self.setup.hidden,
+            anythread_deprecated=self.setup.kvm == "7.0" and not hardware,
+        )
+
+    def _calls(self, call: np.uint64) -> int:
+        """Return how many calls of a kind host perf has served."""
+        return int(self.host[self.p + int(col.P_CALLS + call)])
 
     def _code(self, step: Step) -> Seen:
         if step.kind == USER:

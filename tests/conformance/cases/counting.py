@@ -7,7 +7,7 @@ from itertools import product
 from typing import Final
 
 from tests.conformance.cases.registers import DESIGNS, GUESTS, HARDWARE, RULE_SETS, on, overflow_all
-from tests.conformance.setup import RATES, Setup, Step, code, emulated, kernel_code, rdpmc, read, write
+from tests.conformance.setup import RATES, WORK, Setup, Step, code, cpuid, emulated, kernel_code, rdpmc, read, write
 from tests.conformance.table import Case
 from tests.conformance.twin import (
     DEBUGCTL,
@@ -49,9 +49,12 @@ def cases() -> Iterator[Case]:
     for setup in (each for each in [*GUESTS, *HARDWARE] if each.version > 1 or each.design == "native"):
         yield from _fixed(setup)
         yield from _freeze(setup)
+    for setup in (each for each in GUESTS if each.design == "legacy"):
+        yield from _host_work(setup)
     for setup in HIDDEN:
         for event in (CYCLES, INSTRUCTIONS, BRANCHES):
-            yield Case(("F1.1", "A6.4"), setup, counting(setup, event), (code(100),), (rdpmc(0),))
+            yield Case(("F1.1",), setup, counting(setup, event), (code(100),), (rdpmc(0),))
+        yield Case(("A6.4",), setup, (), tuple(cpuid(register) for register in range(4)))
     for setup in TAKEN:
         yield from _contention(setup)
     for design, kvm in product(DESIGNS, RULE_SETS):
@@ -158,6 +161,31 @@ def _running(setup: Setup) -> Iterator[Case]:
     yield Case(("D3.12", "D5.6", "E1.2"), setup, before, nearer, _look(setup))
     change = (write(EVENTSEL, BRANCHES | INT), code(10), rdpmc(0), code(20))
     yield Case(("A2.1", "D3.16"), setup, before, change, _look(setup))
+
+
+def _host_work(setup: Setup) -> Iterator[Case]:
+    """What legacy asks host perf for: an event created where a counter begins, released where it changes."""
+    work = (Step(WORK),)
+    two = (*counting(setup, CYCLES), *counting(setup, BRANCHES, 0, 1))
+    for rule, access in (
+        ("D3.12", write(EVENTSEL, CYCLES)),
+        ("D3.12", write(EVENTSEL, CYCLES | INT)),
+        ("D3.12", write(EVENTSEL, CYCLES & ~EN)),
+        ("D3.4", write(GLOBAL_CTRL, 0)),
+        ("D3.4", write(GLOBAL_CTRL, 1)),
+        ("D3.4", on(setup)[0]),
+        ("D3.16", read(PMC)),
+        ("D3.11", write(PMC, 7)),
+        ("A1.13", write(GLOBAL_OVF_CTRL, 1)),
+    ):
+        yield Case((rule,), setup, two, (access,), work)
+    three = (write(FIXED_CTR_CTRL, 0xA22), *on(setup))
+    for word in (0xA22, 0x222, 0xA20, 0xA2A, 0x000, 0xB22, 0x822):
+        yield Case(("D3.1",), setup, three, (write(FIXED_CTR_CTRL, word),), work)
+    for bit in (0, 1, 2):
+        yield Case(("D3.4",), setup, three, (write(GLOBAL_CTRL, 0x700000000 ^ 1 << 32 + bit),), work)
+    overflow = (OPEN, *counting(setup, CYCLES | INT, -10))
+    yield Case(("A4.6",), setup, overflow, (code(20),), work)
 
 
 def _fixed(setup: Setup) -> Iterator[Case]:

@@ -78,7 +78,7 @@ def _fixed(setup: Setup) -> Iterator[Case]:
     yield Case(("E4.6", "E4.7", "E1.1"), setup, everything, (code(2000),), look)
     for index in (0, 1):
         one = (write(FIXED_CTR_CTRL, 0x2 << 4 * index), *on(setup))
-        yield Case(("E4.6", "E4.7"), setup, one, (code(100), emulated()), look[:2])
+        yield Case(("E4.6", "E4.7"), setup, one, (code(100), emulated(user=True)), look[:2])
 
 
 def _blocked(setup: Setup) -> Iterator[Case]:
@@ -92,4 +92,5 @@ def _blocked(setup: Setup) -> Iterator[Case]:
             yield Case(("E4.8", "E4.1", "E4.2"), setup, before, (code(10), write(EVENTSEL, other), code(8)), look)
     for event in (INSTRUCTIONS, BRANCHES):
         before = counting(setup, event, 0)
-        yield Case(("E3.12", "E1.5"), setup, before, (emulated(), emulated(branch=True)), (rdpmc(0),))
+        some = (emulated(user=True), emulated(branch=True, user=True))
+        yield Case(("E3.12", "E1.5"), setup, before, some, (rdpmc(0),))

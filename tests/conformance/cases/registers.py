@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from tests.conformance.setup import Setup, Step, code, rdpmc, read, write
+from tests.conformance.setup import Setup, Step, code, cpuid, rdpmc, read, write
 from tests.conformance.table import Case
 from tests.conformance.twin import (
     ABSENT,
@@ -90,6 +90,8 @@ def cases() -> Iterator[Case]:
         yield from _rdpmc(setup)
         yield from _absent(setup)
         yield from _others(setup)
+        leaf = tuple(cpuid(register) for register in range(4))
+        yield Case(("A6.1", "A6.2", "A6.3", "A6.4", "A6.5", "A6.7", "A6.8"), setup, (), leaf)
 
 
 def _eventsels(setup: Setup) -> Iterator[Case]:
