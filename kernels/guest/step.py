@@ -21,6 +21,7 @@ from vpmu.kernels.columns import (
     G_MICRO_EVENT,
     G_NMI_QUEUE,
     G_OPERATION,
+    G_OUTSIDE,
     G_QUEUE,
     G_REGISTER,
     G_RESCHED,
@@ -53,6 +54,7 @@ from vpmu.kernels.guest.driver import (
 )
 from vpmu.kernels.guest.due import follow_event, follow_events
 from vpmu.kernels.guest.notes import work_ends
+from vpmu.kernels.guest.outside import outside_resume
 from vpmu.kernels.guest.sessions import close_session
 from vpmu.kernels.guest.threads import THREAD_REPLAY
 from vpmu.kernels.guest.truth import (
@@ -201,9 +203,15 @@ def guest_resume(
     value: np.uint64,
     nmi: bool,
 ) -> np.uint64:
-    """Enter the guest: hand it the result of its access, and an NMI; then as guest_poll()."""
+    """Enter the guest: hand it the result of its access, and an NMI; then as guest_poll().
+
+    One that decides outside the kernels says what it wants when it is asked.
+    """
     if complete:
         guest_complete(s, log, g, now, outcome, value)
+    if s[g + G_OUTSIDE] != U0:
+        outside_resume(s, log, g, now, complete, outcome, value, nmi)
+        return GUEST_RUN
     if nmi:
         deliver_nmi(s, log, g, now)
     return guest_poll(s, log, g, now)
