@@ -1,4 +1,4 @@
-"""What code and emulated instructions do to the counters of a twin: counts, overflows, PMIs, the event filter."""
+"""What code and emulated instructions do to a twin's counters: counts, overflows, PMIs, the event filter."""
 
 from __future__ import annotations
 

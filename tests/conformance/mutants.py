@@ -1,11 +1,11 @@
-"""The mutation run: one mask, width, comparison or update of the kernels is flipped, and the suite has to notice.
+"""The mutation run: one mask, width, comparison or update of the kernels is flipped; the suite has to notice.
 
-The kernels run uncompiled (``NUMBA_DISABLE_JIT=1``), so that a mutant costs no compilation: a process that has
-loaded everything forks, the child puts the mutant's code into the function that is there, and runs cases until one
-fails. Cases that caught others come first, then those of every rule in turn.
+The kernels run uncompiled (``NUMBA_DISABLE_JIT=1``), so that a mutant costs no compilation: a process that
+has loaded everything forks, the child puts the mutant's code into the function that is there, and runs cases
+until one fails. Cases that caught others come first, then those of every rule in turn.
 
-``python -m tests.conformance.mutants`` prints a line for each mutant; ``--only TEXT`` chooses some, ``--list`` shows
-them, ``--compiled NAME`` has one compiled, in a copy of the sources, to see that it ends the same way.
+``python -m tests.conformance.mutants`` prints a line for each mutant; ``--only TEXT`` chooses some, ``--list``
+shows them, ``--compiled N`` also has every N-th compiled, in a copy of the sources: it has to end the same way.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ _FLIPS: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
     ast.Gt: ast.GtE,
     ast.GtE: ast.Gt,
 }
-_SHIFTS: Final[dict[type[ast.operator], type[ast.operator]]] = {ast.LShift: ast.RShift, ast.RShift: ast.LShift}
+_SHIFTS: Final[dict[type[ast.operator], type[ast.operator]]] = {
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+}
 
 
 class Mutant(NamedTuple):
@@ -209,9 +212,7 @@ def _constant_mutants(module: str) -> Iterator[Mutant]:
 def mutants() -> list[Mutant]:
     """Return all mutants in the order of the sources."""
     return [
-        mutant
-        for module in MODULES
-        for mutant in (*_constant_mutants(module), *_function_mutants(module))
+        mutant for module in MODULES for mutant in (*_constant_mutants(module), *_function_mutants(module))
     ]
 
 
@@ -277,7 +278,7 @@ def _too_late(*_: object) -> None:
 
 
 def order(design: str | None) -> list[int]:
-    """Return indexes of the cases that concern a design: the first of each rule, then the second, and so on."""
+    """Return indexes of a design's cases: the first of each rule, then the second, and so on."""
     from tests.conformance.table import cases
 
     ranked: list[tuple[bool, int, int]] = []
@@ -389,7 +390,7 @@ def line(mutant: Mutant, verdict: Verdict, known: dict[str, str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the mutants; return 1 if one survives that nobody has shown to be equivalent, or the other way round."""
+    """Run the mutants; return 1 if one survives that is not said to be equivalent, or the other way round."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.mutants")
     parser.add_argument("--only", default="", help="text in the names of the mutants to run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""What a case runs on: a setup (design, rule set, what the guest's CPUID says), the steps of a guest, what it sees."""
+"""What a case runs on: a setup (design, rule set, CPUID), the steps of a guest, and what it sees of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ RDMSR: Final = 1
 WRMSR: Final = 2
 RDPMC: Final = 3
 EMULATE: Final = 4
-"""An instruction that KVM emulates; bit 0 of the register: an instruction, bit 1: also a branch. The value is its
-level: 1 for CPL 0, 2 for CPL 3."""
+"""An instruction that KVM emulates; bit 0 of the register: an instruction, bit 1: also a branch. The value is
+its level: 1 for CPL 0, 2 for CPL 3.
+"""
 USER: Final = 5
 """So many cycles of code at CPL 3."""
 KERNEL: Final = 6
@@ -39,8 +40,9 @@ RATES: Final = {
     0x0108: 5,
     0x81D0: 62,
 }
-"""By event and unit mask: cycles, instructions, branches, branch misses, LLC references, LLC misses, dTLB load
-misses, L1 loads."""
+"""By event and unit mask: cycles, instructions, branches, branch misses, LLC references and misses, dTLB load
+misses, L1 loads.
+"""
 CORE_KHZ: Final = 2_000_000
 TSC_KHZ: Final = 2_200_000
 BUS_KHZ: Final = 100_000
@@ -176,7 +178,8 @@ class Step(NamedTuple):
         if self.kind == WORK:
             return "host work"
         if self.kind == EMULATE:
-            return f"emulated {'user' if self.value == 2 else 'kernel'} {'branch' if self.register & 2 else 'insn'}"
+            level = "user" if self.value == 2 else "kernel"
+            return f"emulated {level} {'branch' if self.register & 2 else 'instruction'}"
         return f"{self.value} {NAMES[self.kind]}"
 
 

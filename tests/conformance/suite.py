@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-import numpy as np
-
 from tests.conformance.setup import Seen
 from tests.conformance.table import Case, Expected, expected
-from tests.conformance.ways import InKernels, StuckError, Way
+from tests.conformance.ways import InKernels, StuckError, Way, quiet
 
 
 class Failure(NamedTuple):
@@ -43,7 +41,7 @@ def check(way: Way, case: Case, wants: list[Expected] | None = None) -> Failure 
 
 def run(cases: Iterable[Case], kind: type[Way] = InKernels) -> Iterator[Failure]:
     """Carry cases out, one way built for each setup; yield those that fail."""
-    with np.errstate(over="ignore"):  # of kernels that run uncompiled
+    with quiet():
         for setup, group in groupby(cases, key=lambda case: case.setup):
             way = kind(setup)
             for case in group:

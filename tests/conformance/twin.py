@@ -1,4 +1,4 @@
-"""The PMU of a guest (KVM 5.0 or 7.0 rules) or of the hardware, in plain Python integers, written from the rules.
+"""The PMU of a guest (rules of KVM 5.0 or 7.0) or of the hardware in plain integers, written from the rules.
 
 Every decision names its rule, and a twin can be made with one rule inverted: what its cases then expect shows
 which cases the rule has. `RegisterTwin` is what an access does to the registers; `Twin` in `counting.py` adds
@@ -33,6 +33,15 @@ ABSENT: Final = {
 }
 """Registers that are not offered, by the rule that says so."""
 
+ARCHITECTURAL_EVENTS: Final = (
+    "cycles",
+    "instructions",
+    "ref-cycles",
+    "llc-references",
+    "llc-misses",
+    "branches",
+    "branch-misses",
+)
 _MOST_GP = 8
 _MOST_FIXED = 3
 
@@ -181,14 +190,10 @@ class RegisterTwin:
 
     def _fixed_ctrl_valid(self) -> int:
         field = 0xB
-        if self.hardware and self.is_("A3.10"):
-            field = 0xF
-        elif not self.hardware and not self.is_("D3.2"):
+        if (self.hardware and self.is_("A3.10")) or (not self.hardware and not self.is_("D3.2")):
             field = 0xF
         count = self.nr_fixed
-        if self.gap(self.old, "D3.3"):
-            count = _MOST_FIXED
-        elif self.new and not self.is_("E3.2", "F1.6"):
+        if self.gap(self.old, "D3.3") or (self.new and not self.is_("E3.2", "F1.6")):
             count = _MOST_FIXED
         valid = sum(field << 4 * i for i in range(count))
         return valid if self.is_("A3.2") else valid | bits(12)
@@ -388,7 +393,15 @@ class RegisterTwin:
         version = self.version if self.is_("A6.1") else 4
         nr_gp = self.nr_gp if self.is_("A6.2") else 2
         width = WIDTH if self.is_("A6.3") else 40
-        names = ("cycles", "instructions", "ref-cycles", "llc-references", "llc-misses", "branches", "branch-misses")
+        names = (
+            "cycles",
+            "instructions",
+            "ref-cycles",
+            "llc-references",
+            "llc-misses",
+            "branches",
+            "branch-misses",
+        )
         absent = {names.index(name) for name in self.setup.hidden} if self.is_("A6.4") else {0, 1, 2}
         edx = self.nr_fixed | width << 5 if self.version > 1 else 0
         if self.gap(self.new, "A6.7"):

@@ -41,6 +41,11 @@ _TURNS: Final = 20_000
 """More turns than any step takes: a kernel that never comes to an end fails."""
 
 
+def quiet() -> np.errstate:
+    """Return what keeps NumPy from warning of wrapping words in kernels that run uncompiled."""
+    return np.errstate(over="ignore")
+
+
 class StuckError(AssertionError):
     """A step has no end."""
 
@@ -218,7 +223,7 @@ class InKernels(Way):
 
 
 class ByMessages(Way):
-    """Physical CPU, host perf and vCPU have an arena each, as in three processes, and nothing but messages."""
+    """Physical CPU, host perf and vCPU have an arena each, as in three processes, and only messages."""
 
     name = "messages"
 

@@ -1,4 +1,4 @@
-"""Cases of counters that count: what lets them, overflow, PMIs, freezing, emulated instructions, the known gaps."""
+"""Cases of counters that count: what lets them, overflow, PMIs, freezing, emulated instructions, gaps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from itertools import product
 from typing import Final
 
 from tests.conformance.cases.registers import DESIGNS, GUESTS, HARDWARE, RULE_SETS, on, overflow_all
-from tests.conformance.setup import RATES, WORK, Setup, Step, code, cpuid, emulated, kernel_code, rdpmc, read, write
+from tests.conformance.setup import (
+    RATES,
+    WORK,
+    Setup,
+    Step,
+    code,
+    cpuid,
+    emulated,
+    kernel_code,
+    rdpmc,
+    read,
+    write,
+)
 from tests.conformance.table import Case
 from tests.conformance.twin import (
     DEBUGCTL,
@@ -87,27 +99,41 @@ def _what_counts(setup: Setup) -> Iterator[Case]:
         yield Case(("A2.13", "A2.16"), setup, before, (code(100),), (rdpmc(index),))
         kept = (*counting(setup, CYCLES, 7, index), code(30), write(EVENTSEL + index, CYCLES & ~EN))
         yield Case(("F1.2",), setup, kept, (code(30),), (rdpmc(index), read(PMC + index)))
-    yield Case(("A2.13", "F1.2", "A2.16"), setup, counting(setup, CYCLES), (code(9), write(GLOBAL_CTRL, 0), code(5)), (rdpmc(0),))
+    yield Case(
+        ("A2.13", "F1.2", "A2.16"),
+        setup,
+        counting(setup, CYCLES),
+        (code(9), write(GLOBAL_CTRL, 0), code(5)),
+        (rdpmc(0),),
+    )
 
 
 def _events(setup: Setup) -> Iterator[Case]:
     """Every event that the model has, those that it has not, counter mask, INV, edge and pin control."""
     for event, flags in product([*RATES, 0x003D, 0x013D, 0x00FF, 0x01C4, 0x003C | PIN], (USR, USR | OS, 0)):
         marked = ("A2.5", "D3.14") if event & PIN else ()
-        yield Case(("A2.1", *marked), setup, counting(setup, event | flags | EN), (code(100),), _look(setup)[:2])
+        yield Case(
+            ("A2.1", *marked), setup, counting(setup, event | flags | EN), (code(100),), _look(setup)[:2]
+        )
     for cmask, inverted in product((0, 2, 5, 9), (0, INV)):
         event = BRANCHES | inverted | cmask << 24
         yield Case(("A2.10", "A2.9"), setup, counting(setup, event), (code(100),), (rdpmc(0),))
     yield Case(("A2.4",), setup, counting(setup, CYCLES | EDGE), (code(100),), (rdpmc(0),))
     yield Case(("D5.11",), setup, counting(setup, 0x013C | EN | USR), (code(20_000),), (rdpmc(0),))
-    every = tuple(each for index in range(setup.nr_gp) for each in counting(setup, BRANCHES, 10 * index, index))
+    every = tuple(
+        each for index in range(setup.nr_gp) for each in counting(setup, BRANCHES, 10 * index, index)
+    )
     look = tuple(rdpmc(index) for index in range(setup.nr_gp))
     yield Case(("F3.3",), setup, every, (code(33),), look)
-    yield Case(("F3.3", "F3.2"), setup, overflow_all(setup), (code(5),), (*look, rdpmc(FIXED), rdpmc(FIXED + 1)))
+    yield Case(
+        ("F3.3", "F3.2"), setup, overflow_all(setup), (code(5),), (*look, rdpmc(FIXED), rdpmc(FIXED + 1))
+    )
     with_accesses = (*counting(setup, INSTRUCTIONS), write(FIXED_CTR_CTRL, 0x33))
     idle = (read(PMC), rdpmc(0), read(GLOBAL_CTRL), write(DEBUGCTL, 0), read(0x391), rdpmc(0))
     yield Case(("A4.19",), setup, with_accesses, idle, (rdpmc(0), rdpmc(FIXED), rdpmc(FIXED + 1)))
-    yield Case(("D3.16", "A4.4"), setup, counting(setup, CYCLES, 5), (code(7), read(PMC), code(7)), _look(setup)[:2])
+    yield Case(
+        ("D3.16", "A4.4"), setup, counting(setup, CYCLES, 5), (code(7), read(PMC), code(7)), _look(setup)[:2]
+    )
 
 
 def _overflows(setup: Setup) -> Iterator[Case]:
@@ -118,14 +144,18 @@ def _overflows(setup: Setup) -> Iterator[Case]:
         yield Case(rules, setup, before, (code(run),), _look(setup, index))
     for rate_event, first, ask in product((BRANCHES, INSTRUCTIONS), (-1, -2, -3, -7, -8, -9), (0, INT)):
         before = (OPEN, *counting(setup, rate_event | ask, first))
-        yield Case(("A4.5", "D5.13", "A4.6"), setup, before, (code(1), read(GLOBAL_STATUS), code(1)), _look(setup))
+        yield Case(
+            ("A4.5", "D5.13", "A4.6"), setup, before, (code(1), read(GLOBAL_STATUS), code(1)), _look(setup)
+        )
     for first, run in product((-1, -2, -3), (1, 2, 3)):
         before = (OPEN, *counting(setup, CYCLES | INT, first))
         yield Case(("D5.13", "A4.6"), setup, before, (code(run),), _look(setup))
     two = (OPEN, *counting(setup, CYCLES | INT, -60), *counting(setup, BRANCHES | INT, -240, 1))
     if setup.nr_gp > 1:
         yield Case(("A4.6", "A4.8"), setup, two, (code(60),), (*_look(setup), rdpmc(1)))
-        yield Case(("A4.6", "A4.14"), setup, two, (code(59), code(1), OPEN, code(300)), (*_look(setup), rdpmc(1)))
+        yield Case(
+            ("A4.6", "A4.14"), setup, two, (code(59), code(1), OPEN, code(300)), (*_look(setup), rdpmc(1))
+        )
     again = (OPEN, *counting(setup, CYCLES, -10), code(20))
     clear = (write(GLOBAL_OVF_CTRL, 1), read(GLOBAL_STATUS), write(PMC, 0xFFFFFFF6), code(20))
     yield Case(("F3.2", "A1.13", "D3.11", "D5.6", "D5.7", "E1.2"), setup, again, clear, _look(setup))
@@ -199,7 +229,12 @@ def _fixed(setup: Setup) -> Iterator[Case]:
         yield Case(("A2.15", "A2.14"), setup, before, run, look)
     for index, pmi, run in product((0, 1), (0, 8), (99, 100, 101, 300)):
         first = -100 * (2 - index) & 0xFFFFFFFFFFFF
-        before = (OPEN, write(FIXED_CTR + index, first), write(FIXED_CTR_CTRL, (2 | pmi) << 4 * index), *on(setup))
+        before = (
+            OPEN,
+            write(FIXED_CTR + index, first),
+            write(FIXED_CTR_CTRL, (2 | pmi) << 4 * index),
+            *on(setup),
+        )
         look = (rdpmc(FIXED + index), read(GLOBAL_STATUS), read(LVTPC))
         yield Case(("A4.9", "A4.6", "A4.5"), setup, before, (code(run),), look)
     for first, second in product((-100, 1000), (-20, -300, 5)):
@@ -211,7 +246,13 @@ def _fixed(setup: Setup) -> Iterator[Case]:
     yield Case(("A2.14", "D5.11"), setup, ref, (code(20_000),), (rdpmc(FIXED + 2), rdpmc(FIXED + 1)))
     kept = (write(FIXED_CTR_CTRL, 0x22), *on(setup), code(10), write(FIXED_CTR_CTRL, 0x20))
     yield Case(("F1.2", "D3.1", "A2.15"), setup, kept, (code(10),), (rdpmc(FIXED), rdpmc(FIXED + 1)))
-    one_changes = (OPEN, write(FIXED_CTR + 1, 0xFFFFFFFFFF9C), write(FIXED_CTR_CTRL, 0xA2), *on(setup), code(10))
+    one_changes = (
+        OPEN,
+        write(FIXED_CTR + 1, 0xFFFFFFFFFF9C),
+        write(FIXED_CTR_CTRL, 0xA2),
+        *on(setup),
+        code(10),
+    )
     change = (write(FIXED_CTR + 1, 0xFFFFFFFFFFF6), write(FIXED_CTR_CTRL, 0xA0), code(20))
     yield Case(("D3.1", "D5.6", "E1.2"), setup, one_changes, change, (rdpmc(FIXED + 1), read(GLOBAL_STATUS)))
     change = (write(FIXED_CTR + 1, 0xFFFFFFFFFFF6), write(GLOBAL_CTRL, 0x200000001), code(20))
@@ -226,7 +267,12 @@ def _freeze(setup: Setup) -> Iterator[Case]:
         before = (write(LVTPC, lvtpc), write(DEBUGCTL, word), *counting(setup, CYCLES | ask, -50))
         look = (read(GLOBAL_CTRL), *_look(setup))
         yield Case(("A4.16", "A4.17", "D5.12"), setup, before, (code(80),), look)
-    other = (OPEN, write(DEBUGCTL, FREEZE), *counting(setup, BRANCHES, 0, 1), *counting(setup, CYCLES | INT, -50))
+    other = (
+        OPEN,
+        write(DEBUGCTL, FREEZE),
+        *counting(setup, BRANCHES, 0, 1),
+        *counting(setup, CYCLES | INT, -50),
+    )
     yield Case(("A4.16",), setup, other, (code(80), *on(setup), code(5)), (rdpmc(0), rdpmc(1)))
 
 
@@ -235,7 +281,9 @@ def _emulated(setup: Setup) -> Iterator[Case]:
     if setup.design == "native":
         return
     rules = ("E1.5", "E3.9", "E3.10", "E3.11", "D5.3")
-    for event, level, enable in product((0x00C0, 0x00C4, 0x003C, 0x01C0, 0x00C5), (USR, OS, USR | OS, 0), (0, EN)):
+    for event, level, enable in product(
+        (0x00C0, 0x00C4, 0x003C, 0x01C0, 0x00C5), (USR, OS, USR | OS, 0), (0, EN)
+    ):
         for user in (False, True):
             some = (emulated(user=user), emulated(branch=True, user=user), emulated(user=user))
             yield Case(rules, setup, counting(setup, event | level | enable), some, _look(setup))
@@ -243,7 +291,9 @@ def _emulated(setup: Setup) -> Iterator[Case]:
     off = (*counting(setup, INSTRUCTIONS | OS), write(GLOBAL_CTRL, 0))
     yield Case(rules, setup, off, (one, branch), _look(setup))
     for cmask in (INV, 3 << 24, 3 << 24 | INV):
-        yield Case(("E3.9",), setup, counting(setup, INSTRUCTIONS | cmask), (emulated(user=True),), _look(setup))
+        yield Case(
+            ("E3.9",), setup, counting(setup, INSTRUCTIONS | cmask), (emulated(user=True),), _look(setup)
+        )
     for field, user in product((0, 1, 2, 3), (False, True)):
         fixed = (write(FIXED_CTR_CTRL, field | field << 4), *on(setup))
         some = (emulated(user=user), emulated(branch=True, user=user))
@@ -255,7 +305,9 @@ def _emulated(setup: Setup) -> Iterator[Case]:
     kernel = (0x00C0 | EN | OS, 0x00C4 | EN | OS)
     for event in kernel:
         accesses = (read(PMC), rdpmc(0), read(0x391), write(DEBUGCTL, 0), write(0x391, 0), rdpmc(99))
-        yield Case(("E3.16", "A4.19"), setup, counting(setup, event), accesses, (rdpmc(0), write(PMC, 5), rdpmc(0)))
+        yield Case(
+            ("E3.16", "A4.19"), setup, counting(setup, event), accesses, (rdpmc(0), write(PMC, 5), rdpmc(0))
+        )
     stops = (write(GLOBAL_CTRL, 0), rdpmc(0), write(GLOBAL_CTRL, 1), write(EVENTSEL, kernel[0] & ~EN))
     yield Case(("E3.16",), setup, counting(setup, kernel[0]), stops, (rdpmc(0),))
     last = (OPEN, *counting(setup, kernel[0] | INT, -4))
@@ -268,7 +320,13 @@ def _contention(setup: Setup) -> Iterator[Case]:
     look = (rdpmc(FIXED), rdpmc(FIXED + 1))
     yield Case(("D5.1", "D5.2"), setup, fixed, (code(100),), look)
     for event in (CYCLES, BRANCHES, INSTRUCTIONS):
-        yield Case(("D5.1",), setup, counting(setup, event | INT, 5), (code(100), write(PMC, 9), code(3)), _look(setup))
+        yield Case(
+            ("D5.1",),
+            setup,
+            counting(setup, event | INT, 5),
+            (code(100), write(PMC, 9), code(3)),
+            _look(setup),
+        )
     late = (OPEN, *counting(setup, CYCLES | INT, -50))
     yield Case(("D5.1",), setup, late, (code(80),), _look(setup))
 
@@ -276,4 +334,6 @@ def _contention(setup: Setup) -> Iterator[Case]:
 def _around(setup: Setup) -> Case:
     """Once round a counter, from 0: 2**48 loads, 62 a cycle."""
     before = (OPEN, *counting(setup, LOADS | INT))
-    return Case(("E1.3", "D5.5", "D5.7"), setup, before, (code((1 << 48) // 62 + 1),), _look(setup), long=True)
+    return Case(
+        ("E1.3", "D5.5", "D5.7"), setup, before, (code((1 << 48) // 62 + 1),), _look(setup), long=True
+    )

@@ -1,4 +1,4 @@
-"""Cases of the event filter: lists, masked lists, the bitmap of fixed counters, and what a blocked counter does."""
+"""Cases of the event filter: lists, masked lists, the bitmap of fixed counters, a blocked counter."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def _blocked(setup: Setup) -> Iterator[Case]:
         yield Case(("E4.8",), setup, before, (code(80),), look)
         yield Case(("E4.8",), setup, before, (code(80), write(PMC, 3), code(80)), look)
         for other in (BRANCHES, CYCLES):
-            yield Case(("E4.8", "E4.1", "E4.2"), setup, before, (code(10), write(EVENTSEL, other), code(8)), look)
+            yield Case(
+                ("E4.8", "E4.1", "E4.2"), setup, before, (code(10), write(EVENTSEL, other), code(8)), look
+            )
     for event in (INSTRUCTIONS, BRANCHES):
         before = counting(setup, event, 0)
         some = (emulated(user=True), emulated(branch=True, user=True))

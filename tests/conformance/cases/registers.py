@@ -27,7 +27,9 @@ DESIGNS: Final = ("legacy", "optimized")
 RULE_SETS: Final = ("5.0", "7.0")
 GUESTS: Final = [Setup(d, k, version) for d in DESIGNS for k in RULE_SETS for version in (2, 1)]
 HARDWARE: Final = [Setup("native"), Setup("native", nr_gp=8)]
-SMALL: Final = [Setup(d, k, nr_gp=n, nr_fixed=m) for d in DESIGNS for k in RULE_SETS for n, m in ((1, 2), (0, 1))]
+SMALL: Final = [
+    Setup(d, k, nr_gp=n, nr_fixed=m) for d in DESIGNS for k in RULE_SETS for n, m in ((1, 2), (0, 1))
+]
 
 ALL: Final = (1 << 64) - 1
 WORDS: Final = (
@@ -67,7 +69,16 @@ INDEXES: Final = (
     *range(0xC0000000, 0xC0000004),
     0xFFFFFFFF,
 )
-_BIT_RULES: Final = {16: "A2.2", 17: "A2.3", 18: "A2.4", 19: "A2.5", 20: "A2.6", 21: "A2.7", 22: "A2.8", 23: "A2.9"}
+_BIT_RULES: Final = {
+    16: "A2.2",
+    17: "A2.3",
+    18: "A2.4",
+    19: "A2.5",
+    20: "A2.6",
+    21: "A2.7",
+    22: "A2.8",
+    23: "A2.9",
+}
 
 
 def bit_rule(bit: int) -> str:
@@ -239,7 +250,15 @@ def _others(setup: Setup) -> Iterator[Case]:
         names = ("A1.11", "D3.20", "D5.12", *(("A4.16",) if bit == 12 else ()))
         yield Case(names, setup, (write(DEBUGCTL, 1),), (write(DEBUGCTL, 1 << bit),), look)
     yield _sweep(("A1.11", "D3.20"), setup, DEBUGCTL, range(17, 64), 0)
-    for msr in (FIXED_CTR_CTRL, GLOBAL_STATUS, GLOBAL_CTRL, GLOBAL_OVF_CTRL, LVTPC, DEBUGCTL, PERF_CAPABILITIES):
+    for msr in (
+        FIXED_CTR_CTRL,
+        GLOBAL_STATUS,
+        GLOBAL_CTRL,
+        GLOBAL_OVF_CTRL,
+        LVTPC,
+        DEBUGCTL,
+        PERF_CAPABILITIES,
+    ):
         names = {GLOBAL_CTRL: ("A4.18", "D3.26", "E1.7"), LVTPC: ("A4.10",), PERF_CAPABILITIES: ("A1.10",)}
         yield Case((*names.get(msr, ("A1.7", "A1.9")), *v1), setup, (), (read(msr),))
     for first, rule in ((PMC, "A1.1"), (EVENTSEL, "A1.2"), (FIXED_CTR, "A1.5"), (FULL_PMC, "A1.3")):
