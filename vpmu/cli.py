@@ -336,6 +336,48 @@ def precision(
     precision_command(scenario, seeds=seeds, designs=design, overrides=overrides or [], as_json=as_json)
 
 
+@app.command()
+def replay(
+    trace: Annotated[
+        str, typer.Argument(metavar="TRACE", help="Text of trace-cmd, ftrace or perf script; - is stdin.")
+    ],
+    design: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Designs: names of `vpmu designs`, or FILE.py.")
+    ] = "legacy,optimized,native",
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Cost profile: of `vpmu profiles`, or a file.")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Physical CPUs; default: one for each vCPU of the trace.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the host, e.g. host.host.watchdog=true; may be repeated.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
+    quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print replay.json instead of tables.")] = False,
+) -> None:
+    """Replay the PMU accesses in a real host's trace as guests; say what each design makes of them."""
+    from vpmu.command_replay import replay_command
+
+    replay_command(
+        trace,
+        designs=design,
+        profile=profile,
+        cpus=cpus,
+        overrides=[*(overrides or []), f"seed={seed}"],
+        out=out,
+        quiet=quiet,
+        as_json=as_json,
+    )
+
+
 @program_app.command("import")
 def program_import(
     file: Annotated[Path, typer.Argument(metavar="CALLGRIND.OUT")],

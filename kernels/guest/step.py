@@ -33,6 +33,7 @@ from vpmu.kernels.columns import (
     G_STREAM_OPEN,
     G_TIMER_AT,
     G_VALUE,
+    G_VCPU,
     Q_COUNT,
     R_ACCESSES,
     R_LOG_CAPACITY,
@@ -42,6 +43,7 @@ from vpmu.kernels.columns import (
     TH_CURSOR,
     TH_END,
     TH_TYPE,
+    V_HOST,
 )
 from vpmu.kernels.guest.code import run_code
 from vpmu.kernels.guest.driver import (
@@ -352,7 +354,7 @@ def guest_complete(
             _rdpmc_compare(s, g, register, value)
     else:
         action = _follow(s, g, register, word, writes, ok)
-    if ok and s[g + G_EMULATED] != U0:
+    if ok and s[g + G_EMULATED] != U0 and s[s[g + G_VCPU] + V_HOST] == U0:
         truth_emulated(s, g, retires)
     if operation != ACCESS_EMULATE:
         record_action(s, action, cost)
