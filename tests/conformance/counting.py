@@ -9,6 +9,8 @@ from tests.conformance.setup import (
     CORE_KHZ,
     CPUID,
     EMULATE,
+    HOST_READ,
+    HOST_WRITE,
     KERNEL,
     RATES,
     RDMSR,
@@ -61,12 +63,21 @@ class Twin(RegisterTwin):
             value = self._do(step)
             self._retire(step)
         except Fault:
-            return Seen(1, step.value if step.kind == WRMSR else 0, self.pmis - before)
+            return Seen(1, step.value if step.kind in (WRMSR, HOST_WRITE) else 0, self.pmis - before)
         return Seen(0, value, self.pmis - before)
 
     def _do(self, step: Step) -> int:
         if step.kind == CPUID:
             return self.leaf_0a()[step.register]
+        if step.kind == HOST_READ:
+            return self.read(step.register)
+        if step.kind == HOST_WRITE:
+            self.host_writes = True
+            try:
+                self.write(step.register, step.value)
+            finally:
+                self.host_writes = False
+            return step.value
         if step.kind == WORK:
             return self.created << 16 | self.released
         if step.kind == WRMSR:
@@ -85,7 +96,9 @@ class Twin(RegisterTwin):
 
     def _retire(self, step: Step) -> None:
         """Count an access itself, where it counts: KVM 7.0 does when it goes on behind it."""
-        if step.kind not in (WRMSR, RDMSR, RDPMC):
+        if step.kind in (HOST_READ, HOST_WRITE) and self.is_("D3.29"):
+            return
+        if step.kind not in (WRMSR, RDMSR, RDPMC, HOST_READ, HOST_WRITE):
             return
         if self.new and self.is_("E3.16"):
             self._emulate(branch=False, user=False)
@@ -95,7 +108,7 @@ class Twin(RegisterTwin):
 
     def slack(self, step: Step) -> int:
         """Return by how much the word that a step read may be off."""
-        if step.kind == RDMSR:
+        if step.kind in (RDMSR, HOST_READ):
             counter = self._counter(step.register)
             return 0 if counter is None else self.loose[counter]
         if step.kind == RDPMC and step.register & 0xFFFF < 8:

@@ -19,6 +19,10 @@ CPUID: Final = 7
 """A register of leaf 0xA: 0 EAX, 1 EBX, 2 ECX, 3 EDX."""
 WORK: Final = 8
 """No guest's step: how many events host perf has created (bits 31:16) and released for the vCPU."""
+HOST_READ: Final = 9
+"""A read by the host, as for a migration (KVM_GET_MSRS)."""
+HOST_WRITE: Final = 10
+"""A write by the host (KVM_SET_MSRS)."""
 
 NAMES: Final = {
     RDMSR: "RDMSR",
@@ -169,8 +173,10 @@ class Step(NamedTuple):
     value: int = 0
 
     def __str__(self) -> str:
-        if self.kind == WRMSR:
-            return f"W {self.register:x}={self.value:x}"
+        if self.kind in (WRMSR, HOST_WRITE):
+            return f"{'host ' if self.kind == HOST_WRITE else ''}W {self.register:x}={self.value:x}"
+        if self.kind == HOST_READ:
+            return f"host R {self.register:x}"
         if self.kind in (RDMSR, RDPMC):
             return f"{'R' if self.kind == RDMSR else 'P'} {self.register:x}"
         if self.kind == CPUID:
@@ -203,6 +209,16 @@ def write(register: int, value: int) -> Step:
 def read(register: int) -> Step:
     """Return a RDMSR."""
     return Step(RDMSR, register)
+
+
+def host_write(register: int, value: int) -> Step:
+    """Return a write by the host."""
+    return Step(HOST_WRITE, register, value)
+
+
+def host_read(register: int) -> Step:
+    """Return a read by the host."""
+    return Step(HOST_READ, register)
 
 
 def rdpmc(index: int) -> Step:

@@ -89,6 +89,9 @@ class RegisterTwin:
         self.fixed_ctrl = self.status = self.ovf_ctrl = self.debugctl = 0
         self.lvtpc = MASKED if self.is_("A4.10") else NMI
         self.global_ctrl = self._global_ctrl_at_reset()
+        self.host_writes = False
+        """Whether the host is writing, as for a migration."""
+        self.capabilities = bits(13) if self.full_width else 0
         self.stray: dict[int, int] = {}
         """Registers that exist only because a rule is inverted."""
 
@@ -140,7 +143,7 @@ class RegisterTwin:
     def _counter(self, msr: int) -> int | None:
         """Return the counter of a counter's register."""
         index = self._gp_index(msr, PMC, "A1.1")
-        if index is None and self.full_width:
+        if index is None and (self.hardware or self.capabilities):
             index = self._gp_index(msr, FULL_PMC, "A1.3")
             if index is not None and not self.is_("A1.4"):
                 index ^= 1
@@ -236,12 +239,18 @@ class RegisterTwin:
             self._write_lvtpc(value & ~bits(12) if self.hardware and self.is_("A4.15") else value)
         elif msr == DEBUGCTL and self.is_("A1.11"):
             self._write_debugctl(value)
-        elif msr == PERF_CAPABILITIES and not self.is_("A3.6", "E3.5", "F3.1"):
-            pass
+        elif msr == PERF_CAPABILITIES and self._may_write_capabilities():
+            self._demand(value, bits(13))
+            self.capabilities = value
         elif self._stray(msr):
             self.stray[msr] = value
         elif not self._dropped(msr):
             raise Fault
+
+    def _may_write_capabilities(self) -> bool:
+        if self.host_writes and self.full_width and self.is_("D3.28"):
+            return True
+        return not self.is_("A3.6", "E3.5", "F3.1")
 
     @staticmethod
     def _demand(value: int, valid: int) -> None:
@@ -261,13 +270,16 @@ class RegisterTwin:
             self._demand(value, self._global_ctrl_valid())
             self._write_global_ctrl(value)
         elif msr == GLOBAL_STATUS:
-            if self.is_("A3.5", "D3.6"):
+            if not self.host_writes and self.is_("A3.5"):
+                raise Fault
+            if self.host_writes and (not self.is_("D3.6") or (self.new and value & ~self._ovf_ctrl_valid())):
                 raise Fault
             self.status = value
         else:
             self._demand(value, self._ovf_ctrl_valid())
             self.ovf_ctrl = value
-            self.status &= ~value if self.is_("A1.13") else 0
+            if not self.host_writes or not self.is_("D3.27"):
+                self.status &= ~value if self.is_("A1.13") else 0
 
     def _write_lvtpc(self, value: int) -> None:
         self.lvtpc = value
@@ -282,7 +294,9 @@ class RegisterTwin:
             self.debugctl = value
 
     def _write_counter(self, msr: int, counter: int, value: int) -> None:
-        if msr >= FULL_PMC:
+        if self.host_writes and msr < FULL_PMC and self.is_("D3.24"):
+            word = value & TOP
+        elif msr >= FULL_PMC:
             if value > TOP and self.is_("A3.9", "E3.6"):
                 raise Fault
             word = value & TOP if self.is_("A4.2") else extended(value)
@@ -338,7 +352,7 @@ class RegisterTwin:
         if msr == DEBUGCTL and self.is_("A1.11"):
             return self.debugctl
         if msr == PERF_CAPABILITIES and self.full_width and self.is_("A1.10"):
-            return 0x32C4 if self.hardware else bits(13)
+            return 0x32C4 if self.hardware else self.capabilities
         if self._stray(msr):
             return self.stray.get(msr, 0)
         if self._dropped(msr):

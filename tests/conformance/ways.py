@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tests.conformance.setup import CPUID, EMULATE, KERNEL, USER, WORK, Seen, Setup, Step
+from tests.conformance.setup import (
+    CPUID,
+    EMULATE,
+    HOST_READ,
+    HOST_WRITE,
+    KERNEL,
+    RDMSR,
+    USER,
+    WORK,
+    WRMSR,
+    Seen,
+    Setup,
+    Step,
+)
 from vpmu.actors.cpuid import leaf_0a
 from vpmu.actors.host_perf import HostPerf, Waiting
 from vpmu.actors.local import drain_log
@@ -167,21 +180,30 @@ class Way:
 
     def _access(self, step: Step) -> Seen:
         s, g = self.guest, self.g
-        word = step.value
+        word, operation = step.value, step.kind
+        if step.kind in (HOST_READ, HOST_WRITE):
+            operation = RDMSR if step.kind == HOST_READ else WRMSR
+            self._as_host(1)
         if step.kind == EMULATE:
             word = 0
             self.host[g + int(col.G_LEVEL)] = step.value
         record = g + int(col.G_STREAM_RECORD)
-        s[record : record + 3] = step.kind | step.register << _REGISTER_SHIFT, word, 0
+        s[record : record + 3] = operation | step.register << _REGISTER_SHIFT, word, 0
         s[g + int(col.G_STREAM)] = record
         s[g + int(col.G_STREAM_LEFT)] = 1
         self._go_on()
         self.host[g + int(col.G_LEVEL)] = 1
+        self._as_host(0)
         (found,) = [
             Seen(head >> 8 & 0xFF, value)
             for head, _, _, _, _, value, _, _ in drain_log(self._machines()[-1]).tolist()
         ]
         return found
+
+    def _as_host(self, flag: int) -> None:
+        """Let accesses be the host's, or the guest's again: both sides of an access have to know."""
+        for arena in (self.host, self.guest):
+            arena[self.v + int(col.V_HOST)] = flag
 
     def _go_on(self) -> None:
         """Let the guest go on; its handler of PMIs returns at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from tests.conformance.setup import Setup, Step, code, cpuid, rdpmc, read, write
+from tests.conformance.setup import Setup, Step, code, cpuid, host_read, host_write, rdpmc, read, write
 from tests.conformance.table import Case
 from tests.conformance.twin import (
     ABSENT,
@@ -101,6 +101,7 @@ def cases() -> Iterator[Case]:
         yield from _rdpmc(setup)
         yield from _absent(setup)
         yield from _others(setup)
+        yield from _by_host(setup)
         leaf = tuple(cpuid(register) for register in range(4))
         yield Case(("A6.1", "A6.2", "A6.3", "A6.4", "A6.5", "A6.7", "A6.8"), setup, (), leaf)
 
@@ -235,12 +236,35 @@ def _absent(setup: Setup) -> Iterator[Case]:
         yield Case(("A1.1", "A1.2"), setup, (), (read(msr), write(msr, 0), read(msr)))
 
 
+def _by_host(setup: Setup) -> Iterator[Case]:
+    """What the host reads and writes for a migration: all of a counter, GLOBAL_STATUS, no acknowledgement."""
+    if setup.design == "native":
+        return
+    for word in WORDS:
+        for msr in (PMC, FIXED_CTR, FULL_PMC):
+            access = (host_write(msr, word),)
+            yield Case(("D3.24",), setup, (), access, (read(msr), host_read(msr), read(GLOBAL_STATUS)))
+    overflown = overflow_all(setup)
+    for bit in [*range(8), 32, 33, 34, 35, 55, 58, 61, 62, 63]:
+        look = (read(GLOBAL_STATUS), host_read(GLOBAL_STATUS), read(GLOBAL_OVF_CTRL))
+        yield Case(("D3.6",), setup, overflown, (host_write(GLOBAL_STATUS, 1 << bit),), look)
+        yield Case(("D3.27", "D3.8"), setup, overflown, (host_write(GLOBAL_OVF_CTRL, 1 << bit),), look)
+    for word in (0, 0x2000, 0x32C4, 0x2001):
+        look = (read(PERF_CAPABILITIES), host_read(PERF_CAPABILITIES), read(FULL_PMC), write(FULL_PMC, 1))
+        yield Case(("D3.28",), setup, (), (host_write(PERF_CAPABILITIES, word),), look)
+    for msr, word in ((EVENTSEL, 0x53003C), (EVENTSEL, 1 << 40), (FIXED_CTR_CTRL, 0xBB), (FIXED_CTR_CTRL, 4)):
+        look = (host_read(msr), read(msr))
+        yield Case(("D3.13" if msr == EVENTSEL else "D3.2",), setup, (), (host_write(msr, word),), look)
+    counted = (write(EVENTSEL, 0x4200C0), *on(setup))
+    yield Case(("D3.29", "E3.16"), setup, counted, (host_read(PMC), host_write(DEBUGCTL, 0)), (rdpmc(0),))
+
+
 def _others(setup: Setup) -> Iterator[Case]:
     """GLOBAL_STATUS and PERF_CAPABILITIES, which nobody writes, DEBUGCTL, and the state after reset."""
     v1 = ("A6.6", "D3.17") if setup.version == 1 else ()
     for word in (0, 1, 1 << 32, 1 << 63, ALL):
         look = (read(GLOBAL_STATUS),)
-        yield Case(("A3.5", "D3.6", *v1), setup, overflow_all(setup), (write(GLOBAL_STATUS, word),), look)
+        yield Case(("A3.5", *v1), setup, overflow_all(setup), (write(GLOBAL_STATUS, word),), look)
     for word in (0, 0x2000, 0x32C4, 0x12000, ALL):
         look = (read(PERF_CAPABILITIES),)
         names = ("A3.6", "E3.5", "F3.1", "A1.10", "E1.4", "D3.19")
