@@ -15,6 +15,7 @@ from tests.conformance.setup import (
     RATES,
     RDMSR,
     RDPMC,
+    SWITCH,
     TSC_KHZ,
     USER,
     WORK,
@@ -90,8 +91,10 @@ class Twin(RegisterTwin):
         if step.kind == EMULATE:
             self._emulate(branch=bool(step.register & 2), user=step.value == 2)
             return 0
-        self._code(step.value, user=step.kind == USER)
-        assert step.kind in (USER, KERNEL)
+        if step.kind == SWITCH and not self.is_("B10.1"):
+            self.value = dict.fromkeys(self.value, 0)
+        assert step.kind in (USER, KERNEL, SWITCH)
+        self._code(step.value, user=step.kind != KERNEL)
         return step.value
 
     def _retire(self, step: Step) -> None:

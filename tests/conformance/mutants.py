@@ -33,6 +33,7 @@ MODULES: Final = (
     "integers",
     "hardware",
     "designs.common",
+    "designs.filter",
     "designs.access",
     "designs.legacy",
     "designs.optimized",
@@ -40,6 +41,12 @@ MODULES: Final = (
 )
 FUNCTIONS: Final = {"integers": {"sign_extend32", "lowest_bit"}}
 """Of a module that is about more than registers: the functions that are."""
+BOOKKEEPING: Final = {"still", "book_grants", "vcpu_cost"}
+"""Functions about time that is lost and time that is spent, which no register shows."""
+_ACCOUNTS: Final = ("cost(", "P_CAUSES", "P_EXITS", "exits_ns", "ns +", "+= ns", "COST_")
+"""What makes an expression one of those."""
+_TAGS: Final = ("REGISTER_", "STOP_", "OUT", "ON", "_REQUESTS", "_SLOTS")
+"""Constants that are names or sizes, not words of a register."""
 DESIGN_OF: Final = {"designs.legacy": "legacy", "designs.optimized": "optimized", "designs.native": "native"}
 SECONDS: Final = 300
 """What a mutant may take; one that hangs is noticed by a case's own limit."""
@@ -157,10 +164,15 @@ class _Replace(ast.NodeTransformer):
         return ast.copy_location(self.new, node) if node is self.old else super().generic_visit(node)
 
 
+def _source(module: str) -> str:
+    return Path(ROOT, "kernels", *module.split(".")).with_suffix(".py").read_text()
+
+
 def _functions(module: str, tree: ast.Module) -> Iterator[ast.FunctionDef]:
     wanted = FUNCTIONS.get(module)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and (wanted is None or node.name in wanted):
+        chosen = isinstance(node, ast.FunctionDef) and (wanted is None or node.name in wanted)
+        if chosen and node.name not in BOOKKEEPING:
             yield node
 
 
@@ -175,17 +187,25 @@ def _column_offsets(node: ast.AST) -> set[int]:
 
 
 def _function_mutants(module: str) -> Iterator[Mutant]:
-    path = Path(ROOT, "kernels", *module.split(".")).with_suffix(".py")
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(_source(module))
     for function in _functions(module, tree):
         seen: Counter[str] = Counter()
         skipped = _column_offsets(function)
         for node in ast.walk(function):
             for flip in () if id(node) in skipped else _flips(node):
+                if any(each in flip.change for each in _ACCOUNTS):
+                    continue
                 memo: dict[int, Any] = {id(flip.old): flip.old}
                 changed = _Replace(flip.old, flip.new).visit(copy.deepcopy(tree, memo))
                 yield Mutant(module, function.name, flip.kind, flip.change, seen[flip.change], changed)
                 seen[flip.change] += 1
+
+
+def _names_used() -> set[str]:
+    """Return every name that a function of the modules to be flipped uses."""
+    trees = (ast.parse(_source(module)) for module in MODULES)
+    functions = (each for tree in trees for each in tree.body if isinstance(each, ast.FunctionDef))
+    return {node.id for each in functions for node in ast.walk(each) if isinstance(node, ast.Name)}
 
 
 def _constant_mutants(module: str) -> Iterator[Mutant]:
@@ -196,12 +216,15 @@ def _constant_mutants(module: str) -> Iterator[Mutant]:
         return
     loaded = importlib.import_module(f"vpmu.kernels.{module}")
     tree = ast.parse(Path(str(loaded.__file__)).read_text())
+    used = _names_used()
     for node in tree.body:
         if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
             continue
         name = node.targets[0].id
         value = getattr(loaded, name)
         if not isinstance(value, np.uint64) or "U64(" not in ast.unparse(node.value):
+            continue
+        if name.startswith(_TAGS) or name not in used:
             continue
         word = int(value)
         bits = {word & -word, 1 << max(word.bit_length() - 1, 0), 1 << min(word.bit_length(), 63)}
@@ -233,9 +256,9 @@ def _functions_named(module: ModuleType, name: str) -> Iterator[tuple[FunctionTy
     yield function, (name,)
     for made in list(sys.modules.values()):
         for value in list(vars(made).values()) if made else ():
-            if isinstance(value, FunctionType) and value.__qualname__.startswith(f"{name}.<locals>."):
-                if value.__module__ == module.__name__:
-                    yield value, (name, value.__name__)
+            inner = isinstance(value, FunctionType) and value.__qualname__.startswith(f"{name}.<locals>.")
+            if inner and value.__module__ == module.__name__:
+                yield value, (name, value.__name__)
 
 
 def apply(mutant: Mutant) -> None:

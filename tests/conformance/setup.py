@@ -23,6 +23,8 @@ HOST_READ: Final = 9
 """A read by the host, as for a migration (KVM_GET_MSRS)."""
 HOST_WRITE: Final = 10
 """A write by the host (KVM_SET_MSRS)."""
+SWITCH: Final = 11
+"""So many cycles of code at CPL 3, before which the vCPU is switched out and in again."""
 
 NAMES: Final = {
     RDMSR: "RDMSR",
@@ -31,6 +33,7 @@ NAMES: Final = {
     EMULATE: "emulated",
     USER: "user cycles",
     KERNEL: "kernel cycles",
+    SWITCH: "user cycles after a vCPU switch",
 }
 
 # Events of one core cycle of user code. Whole numbers, so that every count is exact.
@@ -239,6 +242,11 @@ def kernel_code(cycles: int) -> Step:
 def cpuid(register: int) -> Step:
     """Return a look at one register of CPUID leaf 0xA."""
     return Step(CPUID, register)
+
+
+def switched(cycles: int) -> Step:
+    """Return a switch of vCPUs, there and back, and user-mode code."""
+    return Step(SWITCH, 0, cycles)
 
 
 def emulated(*, branch: bool = False, user: bool = False) -> Step:

@@ -136,7 +136,7 @@ EXAMPLES: dict[str, tuple[Setup, list[tuple[Step, Seen]]]] = {
             (rdpmc(0x40000001), Seen(0, 30)),
         ],
     ),
-    # The write of EVENTSEL counts, as do two emulated instructions at CPL 0 and two reads; one that faults does not.
+    # The write of EVENTSEL counts, two emulated instructions at CPL 0, two reads; one that faults does not.
     "emulated": (
         NEW,
         [

@@ -18,6 +18,7 @@ from tests.conformance.setup import (
     HOST_WRITE,
     KERNEL,
     RDMSR,
+    SWITCH,
     USER,
     WORK,
     WRMSR,
@@ -153,7 +154,7 @@ class Way:
         if step.kind == WORK:
             return Seen(0, self._calls(CALL_CREATE) << 16 | self._calls(CALL_RELEASE))
         before = int(self.guest[self.g + int(col.G_PMIS)])
-        found = self._code(step) if step.kind in (USER, KERNEL) else self._access(step)
+        found = self._code(step) if step.kind in (USER, KERNEL, SWITCH) else self._access(step)
         return found._replace(pmis=int(self.guest[self.g + int(col.G_PMIS)]) - before)
 
     def _leaf_0a(self) -> tuple[int, int, int, int]:
@@ -171,7 +172,12 @@ class Way:
         return int(self.host[self.p + int(col.P_CALLS + call)])
 
     def _code(self, step: Step) -> Seen:
-        if step.kind == USER:
+        if step.kind == SWITCH:
+            # The tick's wish for another vCPU, and an event for which the guest has to be left at once.
+            s, p = self.host, self.p
+            s[p + int(col.P_RESCHED)] = 1
+            s[p + int(col.P_WAKE_AT)] = s[p + int(col.P_NOW)]
+        if step.kind != KERNEL:
             self.guest[self.thread + int(col.TH_END)] += U64(step.value)
         else:
             self.guest[self.g + int(col.G_IN_KERNEL)] = step.value

@@ -18,6 +18,7 @@ from tests.conformance.setup import (
     kernel_code,
     rdpmc,
     read,
+    switched,
     write,
 )
 from tests.conformance.table import Case
@@ -58,6 +59,7 @@ def cases() -> Iterator[Case]:
         yield from _interrupts(setup)
         yield from _running(setup)
         yield from _emulated(setup)
+        yield from _switches(setup)
     for setup in (each for each in [*GUESTS, *HARDWARE] if each.version > 1 or each.design == "native"):
         yield from _fixed(setup)
         yield from _freeze(setup)
@@ -274,6 +276,30 @@ def _freeze(setup: Setup) -> Iterator[Case]:
         *counting(setup, CYCLES | INT, -50),
     )
     yield Case(("A4.16",), setup, other, (code(80), *on(setup), code(5)), (rdpmc(0), rdpmc(1)))
+
+
+def _switches(setup: Setup) -> Iterator[Case]:
+    """A vCPU is switched out and in: counters that run, that stand, that overflow, that were given up."""
+    rules = ("B10.1",)
+    for event, index in product((CYCLES, BRANCHES, CYCLES & ~EN), range(setup.nr_gp)):
+        before = counting(setup, event, 5, index)
+        switches = (code(7), switched(11), rdpmc(index), switched(0), switched(3))
+        yield Case(rules, setup, before, switches, _look(setup, index))
+    for ask, lvtpc in product((0, INT), (OPEN, write(LVTPC, 1 << 16))):
+        before = (lvtpc, *counting(setup, CYCLES | ask, -20))
+        look = (*_look(setup), read(GLOBAL_CTRL), read(EVENTSEL), read(FIXED_CTR_CTRL))
+        yield Case(rules, setup, before, (switched(10), switched(15), switched(1)), look)
+        yield Case(rules, setup, before, (code(25), switched(5)), look)
+    fixed = (write(FIXED_CTR_CTRL, 0x2A), *counting(setup, BRANCHES, 9, 1), code(5))
+    look = (rdpmc(FIXED), rdpmc(FIXED + 1), rdpmc(1), read(FIXED_CTR_CTRL), read(GLOBAL_STATUS))
+    yield Case(rules, setup, fixed, (switched(10), switched(20)), look)
+    for switches in (1, 2, 3, 5):
+        unused = (write(EVENTSEL, CYCLES & ~EN), *(switched(4) for _ in range(switches)))
+        again = (rdpmc(0), write(EVENTSEL, CYCLES), code(6), switched(6))
+        before = (*counting(setup, CYCLES, 3), code(9))
+        yield Case(("B10.1", "F1.2"), setup, before, (*unused, *again), _look(setup))
+        other = (write(EVENTSEL, BRANCHES), code(6), write(PMC, 0xFFFFFFF0), switched(6))
+        yield Case(rules, setup, before, (*unused, *other), _look(setup))
 
 
 def _emulated(setup: Setup) -> Iterator[Case]:
