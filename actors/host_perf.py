@@ -35,7 +35,7 @@ from vpmu.kernels.columns import (
     V_ID,
 )
 from vpmu.kernels.engine import STOP_AWAY
-from vpmu.kernels.host.perf import CALL_TOOL_CLOSE
+from vpmu.kernels.host.perf import CALL_PERIOD
 from vpmu.kernels.jit import U64
 from vpmu.kernels.remote import balance_host, give_reservation, serve_call, take_reservation
 
@@ -45,7 +45,7 @@ CALL_END = int(P_TRAVELS_END)
 _MUX_AT = int(P_CPU_HW + U_MUX_AT)
 _CPU_HW, _TOOL = int(P_CPU_HW), int(TOOL_COLUMNS)
 _CALL, _CALL_VCPU, _CALL_SLOT = int(P_CALL), int(P_CALL_VCPU), int(P_CALL_SLOT)
-_LAST_CALL = int(CALL_TOOL_CLOSE)
+_LAST_CALL = int(CALL_PERIOD)
 
 
 class PerfRequest(Message, frozen=True):

@@ -265,7 +265,7 @@ def _check_other(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> np
         s[v + V_LVTPC] = value
         return REGISTER_NOTHING
     if s[v + V_HOST] != U0 and _host_writes(s, v, msr, value):
-        return REGISTER_NOTHING
+        return REGISTER_STATUS if msr == GLOBAL_STATUS else REGISTER_NOTHING
     if (msr == DEBUGCTL and value & ~U3 == U0) or _of_p6(msr):
         return REGISTER_NOTHING
     return REGISTER_BAD
