@@ -195,6 +195,63 @@ def run(
 
 
 @app.command()
+def serve(
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO.toml", help="A scenario with VMs that have remote = true.")
+    ],
+    design: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The design; default: the hosts' own, or optimized.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed, instead of the scenario's.")] = None,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="DURATION", help='Virtual end, e.g. "2 s".')] = None,
+    bind: Bind = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; default: a free one.")] = 0,
+    ipc: Annotated[Path | None, typer.Option(metavar="PATH", help="A socket file instead of TCP.")] = None,
+    keys: Keys = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Do without CURVE.")] = False,
+    stall: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.001, help="Cut off who says nothing for so long.")
+    ] = 10.0,
+    wait: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Go on without who has not come by then.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
+    keep: Annotated[
+        str, typer.Option(help="Records to write: samples,accesses,switches,pmis, or all, none.")
+    ] = "samples",
+    perf_data: Annotated[
+        bool,
+        typer.Option("--perf-data", help="Write the guests' perf sessions as perf's own files; needs --out."),
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    progress: ShowProgress = None,
+) -> int:
+    """Run a host whose remote VMs are other processes that connect to it."""
+    from vpmu.command_run import Output
+    from vpmu.command_serve import Door, serve_command
+
+    changes = list(overrides or [])
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    if until is not None:
+        changes.append(f"until={until}")
+    return serve_command(
+        scenario,
+        overrides=changes,
+        design=design,
+        door=Door(bind=bind, port=port, ipc=ipc, keys=keys, insecure=insecure),
+        stall_s=stall,
+        wait_s=wait,
+        out=out,
+        keep=keep,
+        perf_data=perf_data,
+        output=Output(quiet=quiet, as_json=as_json, progress=progress),
+    )
+
+
+@app.command()
 def resume(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the run writes its results.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, instead of the run's.")] = None,

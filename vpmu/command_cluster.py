@@ -9,6 +9,7 @@ from typing import Final
 
 from vpmu.cluster.certificates import ROLES, certificate_files, write_certificates
 from vpmu.cluster.errors import GangError
+from vpmu.cluster.guests.keys import write_guest_keys
 from vpmu.cluster.keys import is_loopback
 from vpmu.cluster.watch import LOOPBACK
 from vpmu.cluster.where import Where
@@ -22,7 +23,7 @@ _INSECURE: Final = "nobody is kept out: whoever reaches these ports can command 
 def keys_command(directory: Path, days: int) -> str:
     """Make certificates in `directory`; return what to say."""
     try:
-        files = write_certificates(directory, days=days)
+        files = [*write_certificates(directory, days=days), *write_guest_keys(directory)]
     except FileExistsError as error:
         raise UserError("there are certificates already", file=str(error.filename)) from None
     names = " ".join(file.name for file in files)

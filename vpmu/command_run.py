@@ -75,7 +75,7 @@ def run_command(
     )
     if checkpoint is not None:
         write_note(_checkpoint_directory(options), _note(file, overrides, options, checkpoint))
-    return _carry_out(scenario, options, output, execute)
+    return carry_out(scenario, options, output, execute)
 
 
 def resume_command(
@@ -93,7 +93,7 @@ def resume_command(
         where=where,
         every_s=note.every_s,
     )
-    return _carry_out(load_scenario(note.scenario, note.overrides), options, output, execute)
+    return carry_out(load_scenario(note.scenario, note.overrides), options, output, execute)
 
 
 def _checkpoint_directory(options: RunOptions) -> Path:
@@ -120,7 +120,9 @@ def _note(file: str, overrides: list[str], options: RunOptions, every_s: float) 
     )
 
 
-def _carry_out(scenario: Scenario, options: RunOptions, output: Output, execute: Executor | None) -> int:
+def carry_out(
+    scenario: Scenario, options: RunOptions, output: Output, execute: Executor | None = None
+) -> int:
     """Run, write and print; say how to go on with what was stopped."""
     again = "" if options.every_s is None else f'; go on with "vpmu resume {options.out}"'
     waits: dict[str, list[Waits]] = {}
