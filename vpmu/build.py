@@ -53,6 +53,7 @@ from vpmu.profile import Profile, load_profile
 from vpmu.program import Program
 from vpmu.scenario.events import event_groups
 from vpmu.scenario.fleet import Move, Reboot, moves, reboots
+from vpmu.scenario.storm import group_of
 
 if TYPE_CHECKING:
     from vpmu.kernels.events import EventSpec
@@ -194,7 +195,7 @@ class Builder:
         return [
             (tool, placed.pinned, index)
             for index, placed in enumerate(self.placed)
-            if tool.vm in (placed.vm.name, placed.vm_name)
+            if tool.vm in (placed.vm_name, group_of(placed.vm_name))
             and (tool.vcpu is None or tool.vcpu == placed.vcpu)
             and placed.pinned is not None
         ]
@@ -281,7 +282,7 @@ class Builder:
     @staticmethod
     def _tool_covers(tool: Tool, placed: _Placed) -> bool:
         if tool.vm:
-            mine = tool.vm in (placed.vm.name, placed.vm_name)
+            mine = tool.vm in (placed.vm_name, group_of(placed.vm_name))
             return mine and (tool.vcpu is None or tool.vcpu == placed.vcpu)
         return tool.cpus in ("all", None) or placed.pinned is None or placed.pinned in (tool.cpus or ())
 

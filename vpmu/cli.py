@@ -62,6 +62,9 @@ Scheduler = Annotated[
     ),
 ]
 SchedulerArgument = Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")]
+Place = Annotated[
+    str, typer.Option(metavar="packed|spread|split:HOST|random:SEED", help="What goes into which process.")
+]
 Tls = Annotated[
     tuple[str, str, str],
     typer.Option("--tls", metavar="CA CERT KEY", help="PEM files, instead of --keys or Dask's settings."),
@@ -130,7 +133,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; 1, or 3 with --messages, if not given.")
     ] = None,
-    place: Annotated[str, typer.Option(metavar="packed|spread", help="What goes where.")] = "packed",
+    place: Place = "packed",
     messages: Annotated[bool, typer.Option("--messages", help="Make every access a message.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
     keep: Annotated[

@@ -17,6 +17,7 @@ from vpmu.scenario.check_fleet import check_event, check_fleet, check_groups_agr
 from vpmu.scenario.contexts import check_contexts
 from vpmu.scenario.events import check_groups
 from vpmu.scenario.model import Host, Program, Scenario, Session, Thread, Tool, Vm
+from vpmu.scenario.storm import fleets_of, storm_sessions
 from vpmu.schema import join
 
 _NAME = re.compile(r"[A-Za-z0-9_+@-]+")
@@ -89,11 +90,14 @@ def check_scenario(scenario: Scenario, file: str) -> None:
         _check_host(host, top.entry("host", index))
     for index, vm in enumerate(scenario.vms):
         _check_vm(vm, scenario, top.entry("vm", index))
+        _check_storms(vm, [vm.name], scenario, top)
     for index, tool in enumerate(scenario.tools):
         _check_tool(tool, scenario, top.entry("tool", index))
     check_groups_agree(scenario, top)
     for index in range(len(scenario.templates)):
-        _check_vm(template_as_vm(scenario, index), scenario, top.entry("template", index))
+        vm = template_as_vm(scenario, index)
+        _check_vm(vm, scenario, top.entry("template", index))
+        _check_storms(vm, fleets_of(scenario, vm.name), scenario, top)
     for index, fleet in enumerate(scenario.fleets):
         check_fleet(fleet, scenario, top.entry("fleet", index))
     for index, event in enumerate(scenario.events):
@@ -159,6 +163,17 @@ def _check_vm(vm: Vm, scenario: Scenario, place: _Place) -> None:
         _check_thread(thread, vm, scenario, place.entry("thread", index))
     for index, session in enumerate(vm.sessions):
         _check_session(session, vm, host, place.entry("session", index))
+
+
+def _check_storms(vm: Vm, names: list[str], scenario: Scenario, top: _Place) -> None:
+    """Check the sessions of storms that a VM may be in, beside its own."""
+    taken = {session.name for session in vm.sessions}
+    for number, index, session in storm_sessions(scenario, names):
+        place = top.entry("event", number).entry("session", index)
+        _check_session(session, vm, scenario.host(vm.host), place)
+        if session.name in taken:
+            raise place.error("name", f'a session of "{vm.name}" is called so already,', found=session.name)
+        taken.add(session.name)
 
 
 def _check_cpus(cpus: tuple[int, ...], host: Host, place: _Place) -> None:
