@@ -34,10 +34,9 @@ frequency = 2000
 TRAVELLER = "traveller"
 
 
-def run(workers: int = 1, design: str = "optimized", *overrides: str) -> DesignResult:
-    scenario = load_scenario(FLEET, list(overrides))
-    options = RunOptions(designs=(design,), workers=workers)
-    return trio.run(execute, scenario, options, None).designs[design]
+def run(workers: int = 1, place: str = "packed") -> DesignResult:
+    options = RunOptions(designs=("optimized",), workers=workers, place=place)
+    return trio.run(execute, load_scenario(FLEET, []), options, None).designs["optimized"]
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +254,15 @@ def test_samples_of_a_storm_come_while_it_lasts():
     assert 300_000_000 <= min(times) <= max(times) < 375_000_000
 
 
-@pytest.mark.parametrize("workers", [2, 3, 5])
-def test_any_number_of_workers_gives_the_same_bytes(whole: DesignResult, workers: int):
+@pytest.mark.parametrize(
+    ("workers", "place"),
+    [(2, "packed"), (3, "packed"), (5, "packed"), (2, "split:old.1"), (3, "random:1")],
+)
+def test_any_number_of_workers_in_any_place_gives_the_same_bytes(
+    whole: DesignResult, workers: int, place: str
+):
     """Four hosts: with five workers one host lives in two processes."""
-    result = run(workers)
+    result = run(workers, place)
     assert result.digest == whole.digest
     assert result.host == whole.host
     assert result.counters == whole.counters
