@@ -26,7 +26,7 @@ TARGETS = (Target(), Target(rank=1))
 
 
 def payload(kind: int, target: Target, data: bytes) -> tuple[int, int, bytes]:
-    """Return how many records of how many words, and their bytes; a call to host perf is a right one, changed."""
+    """Return how many records of how many words, and their bytes; a call to host perf is one, changed."""
     if kind in (Kind.PERF_REQUEST, Kind.PERF_REPLY):
         p = target.machine.pcpus[0].offset
         right = target.machine.arena[p + CALL_FIRST : p + CALL_END].tobytes()
