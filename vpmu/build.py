@@ -200,8 +200,35 @@ class Builder:
             and placed.pinned is not None
         ]
 
+    def arena_words(self) -> int:
+        """Return how large the arena would be; nothing is filled in."""
+        self._lay_out()
+        return self.layout.size
+
     def build(self) -> Machine:
         """Lay the arena out and fill it."""
+        scenario = self.scenario
+        layout = self.layout
+        encoded = self._lay_out()
+        self.s = layout.allocate()
+        self.machine = Machine(self.design, scenario.until_ns, self.s, empty_log(), regions=layout.regions)
+        self._taken = {region.name: 0 for region in layout.regions.values()}
+        self._fill_run(encoded)
+        for index, host in enumerate(scenario.hosts):
+            self._fill_host(index, host)
+        for index, placed in enumerate(self.placed):
+            self._fill_vcpu(index, placed)
+        self._fill_tools()
+        self._start()
+        self._add_events()
+        self.machine.functions = {
+            name: tuple(function.name for function in program.functions)
+            for name, program in self.programs.items()
+        }
+        return self.machine
+
+    def _lay_out(self) -> dict[str, Arena]:
+        """Add every table to the layout; return the programs as the arena has them."""
         scenario = self.scenario
         layout = self.layout
         encoded = {name: program.encode(self.derived) for name, program in self.programs.items()}
@@ -228,22 +255,7 @@ class Builder:
         events = tool_events + sum(self._nr_guest_events(p) for p in self.placed)
         self.event_rows = layout.add("event", events, col.EVENT_COLUMNS)
         self.tool_rows = layout.add("tool", tools, col.TOOL_COLUMNS)
-        self.s = layout.allocate()
-        self.machine = Machine(self.design, scenario.until_ns, self.s, empty_log(), regions=layout.regions)
-        self._taken = {region.name: 0 for region in layout.regions.values()}
-        self._fill_run(encoded)
-        for index, host in enumerate(scenario.hosts):
-            self._fill_host(index, host)
-        for index, placed in enumerate(self.placed):
-            self._fill_vcpu(index, placed)
-        self._fill_tools()
-        self._start()
-        self._add_events()
-        self.machine.functions = {
-            name: tuple(function.name for function in program.functions)
-            for name, program in self.programs.items()
-        }
-        return self.machine
+        return encoded
 
     def _nr_events(self, events: tuple[str, ...]) -> int:
         return sum(len(group) for group in event_groups(events))

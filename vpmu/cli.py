@@ -414,6 +414,21 @@ def cluster_status(
     typer.echo(status_command(where, at_least))
 
 
+@cluster_app.command("plan")
+def cluster_plan(
+    scenario: Annotated[str, typer.Argument(metavar="FLEET.toml", help="The scenario file.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    place: Place = "packed",
+    design: Annotated[str | None, typer.Option(metavar="NAME,...", help="As for `vpmu run`.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what would go into which process, its memory and its estimated speed; run nothing."""
+    from vpmu.command_cluster import plan_command
+
+    typer.echo(plan_command(scenario, overrides or [], design, workers, place, as_json=as_json))
+
+
 @app.command("compile")
 def compile_kernels() -> None:
     """Compile all kernels into the cache, for the first run to start at once."""
