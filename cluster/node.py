@@ -290,8 +290,8 @@ class _Home:
             each.take(frame.records)
 
     def _on_clock(self, frame: Frame) -> None:
-        if (frame.header.nr_records, frame.header.words) != (1, 4):
-            raise RemoteProtocolError("a clock of more or less than four words")
+        if (frame.header.nr_records, frame.header.words) != (1, 6):
+            raise RemoteProtocolError("a clock of more or less than six words")
         rank = frame.header.source_rank
         self._clocks[rank], *waits = frame.record()
         self._waits[rank] = Waits.of_words(*waits)

@@ -279,7 +279,7 @@ def _print(result: RunResult, output: Output, wall_s: float, waits: dict[str, li
     virtual_s = sum(design.end_ns for design in result.designs.values()) / NS_PER_S
     console.print(f"{virtual_s:.2f} s of virtual time in {wall_s:.2f} s")
     for design, found in waits.items():
-        for rank, each in enumerate(found):
+        for rank, each in enumerate(found if len(found) > 1 else ()):
             console.print(
                 f"{design}, worker {rank}: worked {each.busy_s:.2f} s, waited {each.queue_s:.2f} s for a "
                 f"processor and {each.peers_s:.2f} s ({each.peers_share:.0%}) for its peers"

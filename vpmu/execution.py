@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from vpmu.resume import design_directory, finish_design, finished_design
 if TYPE_CHECKING:
     from vpmu.actors.machine import Machine
     from vpmu.cluster.checkpoint import Keeper
+    from vpmu.cluster.watch import Waits, Watch
     from vpmu.kernels.jit import Arena
     from vpmu.perfdata.output import PerfOutput
     from vpmu.program import Program
@@ -213,8 +214,8 @@ async def _run_design(
             for line in outcome.refused:
                 _LOG.warning(line)
         else:
-            with _watched(machine, options):
-                await _advance(machine, sink, name, progress)
+            with _watched(machine, options) as watch:
+                await _advance(machine, sink, name, progress, watch, on_waits)
         result = collect(machine, sink.samples)
         result.frames = frames
         if options.out is not None:
@@ -261,24 +262,32 @@ def _open_perf(
 
 
 @contextmanager
-def _watched(machine: Machine, options: RunOptions) -> Iterator[None]:
-    """Tell the figures of a run of one process, if that is asked for."""
+def _watched(machine: Machine, options: RunOptions) -> Iterator[Watch]:
+    """Tell the figures of a run of one process, if that is asked for; yield them."""
     from vpmu.actors.local import clock_ns
     from vpmu.cluster.watch import Watch, serving
 
     watch = Watch(lambda: clock_ns(machine), len(machine.vcpus), labels={"rank": "0"})
     watch.begin()
     with serving(watch, options.where.metrics, options.where.metrics_port):
-        yield
+        yield watch
 
 
-async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:
+async def _advance(
+    machine: Machine,
+    sink: _Sink,
+    name: str,
+    progress: Progress | None,
+    watch: Watch,
+    on_waits: Callable[[list[Waits]], None] | None,
+) -> None:
     """Advance a machine in this process; trio gets its turn after every kernel call."""
     from vpmu.actors.local import clock_ns, settled_ns, steps
     from vpmu.cluster.merge import InOrder
 
     held = InOrder()
     for records in steps(machine):
+        watch.stops += 1
         if sink.writes:
             held.add(records)
             sink.take(held.before(settled_ns(machine)))
@@ -286,6 +295,8 @@ async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress 
             sink.take(records)
         if progress is not None:
             progress(name, clock_ns(machine))
+            if on_waits is not None:
+                on_waits([watch.waits()])
         await trio.lowlevel.checkpoint()
     sink.take(held.before())
 
