@@ -62,6 +62,9 @@ Scheduler = Annotated[
     ),
 ]
 SchedulerArgument = Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")]
+Place = Annotated[
+    str, typer.Option(metavar="packed|spread|split:HOST|random:SEED", help="What goes into which process.")
+]
 Tls = Annotated[
     tuple[str, str, str],
     typer.Option("--tls", metavar="CA CERT KEY", help="PEM files, instead of --keys or Dask's settings."),
@@ -130,7 +133,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; 1, or 3 with --messages, if not given.")
     ] = None,
-    place: Annotated[str, typer.Option(metavar="packed|spread", help="What goes where.")] = "packed",
+    place: Place = "packed",
     messages: Annotated[bool, typer.Option("--messages", help="Make every access a message.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
     keep: Annotated[
@@ -508,6 +511,21 @@ def cluster_status(
 
     where = where_of(scheduler=scheduler, bind="", insecure=insecure, keys=keys, wait_s=5)
     typer.echo(status_command(where, at_least))
+
+
+@cluster_app.command("plan")
+def cluster_plan(
+    scenario: Annotated[str, typer.Argument(metavar="FLEET.toml", help="The scenario file.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    place: Place = "packed",
+    design: Annotated[str | None, typer.Option(metavar="NAME,...", help="As for `vpmu run`.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what would go into which process, its memory and its estimated speed; run nothing."""
+    from vpmu.command_cluster import plan_command
+
+    typer.echo(plan_command(scenario, overrides or [], design, workers, place, as_json=as_json))
 
 
 @app.command("compile")
