@@ -155,3 +155,29 @@ def status_command(where: Where, at_least: int) -> str:
     if len(workers) < at_least:
         raise GangError(f"{line}; {at_least} are needed")
     return line
+
+
+def plan_command(
+    file: str, overrides: list[str], design: str | None, workers: int, policy: str, *, as_json: bool
+) -> str:
+    """Return what would go where, in lines or as JSON, for each design that would run.
+
+    Raises
+    ------
+    UserError
+        For a mistake in the scenario or the choices.
+    """
+    import json
+
+    from vpmu.command_run import choose_designs, choose_place
+    from vpmu.execution import register_designs
+    from vpmu.plan import make_plan, plan_lines
+    from vpmu.scenario import load_scenario
+
+    scenario = load_scenario(file, overrides)
+    names = register_designs(choose_designs(scenario, design, file))
+    place = choose_place(scenario, policy)
+    plans = [make_plan(scenario, name, workers, place) for name in names]
+    if as_json:
+        return json.dumps({plan.design: plan.as_json() for plan in plans}, indent=2)
+    return "\n".join(line for plan in plans for line in plan_lines(plan))

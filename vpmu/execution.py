@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ from vpmu.resume import design_directory, finish_design, finished_design
 if TYPE_CHECKING:
     from vpmu.actors.machine import Machine
     from vpmu.cluster.checkpoint import Keeper
+    from vpmu.cluster.watch import Waits, Watch
     from vpmu.kernels.jit import Arena
     from vpmu.perfdata.output import PerfOutput
     from vpmu.program import Program
@@ -222,8 +223,8 @@ async def _run_design(
         elif options.drive is not None:
             cut_off = await _drive(options.drive, scenario, machine, sink, name, progress)
         else:
-            with _watched(machine, options):
-                await _advance(machine, sink, name, progress)
+            with _watched(machine, options) as watch:
+                await _advance(machine, sink, name, progress, watch, on_waits)
         result = collect(machine, sink.samples)
         result.frames, result.cut_off = frames, cut_off
         if options.out is not None:
@@ -270,15 +271,15 @@ def _open_perf(
 
 
 @contextmanager
-def _watched(machine: Machine, options: RunOptions) -> Iterator[None]:
-    """Tell the figures of a run of one process, if that is asked for."""
+def _watched(machine: Machine, options: RunOptions) -> Iterator[Watch]:
+    """Tell the figures of a run of one process, if that is asked for; yield them."""
     from vpmu.actors.local import clock_ns
     from vpmu.cluster.watch import Watch, serving
 
     watch = Watch(lambda: clock_ns(machine), len(machine.vcpus), labels={"rank": "0"})
     watch.begin()
     with serving(watch, options.where.metrics, options.where.metrics_port):
-        yield
+        yield watch
 
 
 class _Records:
@@ -314,13 +315,23 @@ class _Records:
         self._sink.take(self._held.before())
 
 
-async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:
+async def _advance(
+    machine: Machine,
+    sink: _Sink,
+    name: str,
+    progress: Progress | None,
+    watch: Watch,
+    on_waits: Callable[[list[Waits]], None] | None,
+) -> None:
     """Advance a machine in this process; trio gets its turn after every kernel call."""
     from vpmu.actors.local import steps
 
     records = _Records(machine, sink, name, progress)
     for each in steps(machine):
+        watch.stops += 1
         records.take(each)
+        if on_waits is not None:
+            on_waits([watch.waits()])
         await trio.lowlevel.checkpoint()
     records.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from vpmu.cluster.watch import Waits
 from vpmu.cluster.where import HERE, Where
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vpmu.scenario import Scenario
 
 DEFAULT_DESIGNS: Final = ("legacy", "optimized")
-PLACES: Final = ("packed", "spread")
 
 Progress = Callable[[str, int], None]
 """Called with a design's name and how far its virtual time has come, ns."""
@@ -40,7 +39,7 @@ class RunOptions:
     workers : int
         Processes.
     place : str
-        ``packed`` puts a host into one process, ``spread`` puts its physical CPUs, host perf and vCPUs apart.
+        What goes where: one of `vpmu.cluster.placement.POLICIES`.
     messages : bool
         Message mode: every access, request and PMI is a message.
     out : Path, optional
@@ -61,7 +60,7 @@ class RunOptions:
 
     designs: tuple[str, ...] = DEFAULT_DESIGNS
     workers: int = 1
-    place: Literal["packed", "spread"] = "packed"
+    place: str = "packed"
     messages: bool = False
     out: Path | None = None
     keep: frozenset[str] = DEFAULT_KEEP
