@@ -296,11 +296,13 @@ class OutsideVcpu:
     def _check_left(grant: Grant, report: Report) -> None:
         """Refuse more events than were left to an overflow, or an overflow that goes unsaid."""
         for each in grant.watched:
+            if not each.left:
+                continue
             levels = [level for level in (1, 2) if each.levels & level]
             events = sum(report.retired.get((each.kind, level), 0) for level in levels)
-            if each.left and events > each.left and each.kind not in _TIME_KINDS:
+            if events > each.left and each.kind not in _TIME_KINDS:
                 raise OutsideError(f"retired {events} events of kind {each.kind}, {each.left} were granted")
-            if each.left and events >= each.left and report.reason != _OVERFLOW:
+            if events >= each.left and report.reason != _OVERFLOW:
                 raise OutsideError(f"the overflow of kind {each.kind} ends a stretch")
 
     def cut_off(self, reason: str) -> None:

@@ -34,7 +34,7 @@ from vpmu.scenario import parse_scenario
 from vpmu.serving import desk_of
 
 EXAMPLE: Final = Path(__file__).parents[1] / "examples" / "remote"
-BLOCKS: Final = 7
+BLOCKS: Final = 5
 ACCESSES: Final = 10_000
 WANTED: Final = 10_000
 SCENARIO: Final[dict[str, Any]] = {

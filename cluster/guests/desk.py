@@ -162,7 +162,8 @@ class Desk:
             self._end(seat, f"sent {MAX_AHEAD} frames ahead of its turn")
             return
         seat.ahead.append(b"" if frame is None else frame)
-        self._listen(seat, now_s)
+        if seat.open is None:
+            self._listen(seat, now_s)
 
     def lose(self, peer: bytes) -> None:
         """Note that a peer's connection is gone."""
