@@ -1,0 +1,167 @@
+"""Virtual time of a machine, and what it retired: between a grant and a report.
+
+Time is what the blocks cost, in units of 1/16 core cycle. Cycles, reference cycles and bus cycles follow it. A block whose
+cost does not fit into the grant is paid in part, so that the cut leaves no trace.
+"""
+
+from typing import Any
+
+from vpmu.actors.outside import Grant, Watched
+from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_CYCLES, KIND_DERIVED_FIRST, KIND_REF_CYCLES
+from vpmu.kernels.jit import U64
+from vpmu.machine import layout as at
+
+_KHZ = 1_000_000
+"""Nanoseconds times kHz in a cycle."""
+BUS_KHZ = 100_000
+_TIMED = (int(KIND_CYCLES), int(KIND_REF_CYCLES), int(KIND_BUS_CYCLES))
+_LEVELS = (1, 2)
+
+
+class Clock:
+    """Counts one grant after the other.
+
+    Parameters
+    ----------
+    words
+        The machine's words (`vpmu.machine.layout`).
+    core_khz, tsc_khz
+        Frequencies of the core and of the time-stamp counter.
+    """
+
+    def __init__(self, words: Any, core_khz: int, tsc_khz: int) -> None:
+        self._words = words
+        self._khz = core_khz * at.UNITS
+        self._core_khz, self._tsc_khz = core_khz, tsc_khz
+        self._grant: Grant
+        self._carry = 0
+        self._cycle_rest = {1: 0, 2: 0}
+        self._watched: list[Watched] = []
+
+    def begin(self, grant: Grant) -> None:
+        """Begin a grant: no events yet, and alarms where watched counters overflow."""
+        words = self._words
+        self._grant = grant
+        words[at.COUNT : at.COUNT + 2 * at.KINDS] = 0
+        words[at.CLOCK] = self._carry
+        words[at.HARD] = (grant.limit_ns - grant.now_ns) * self._khz // _KHZ
+        self._watched = [watched for watched in grant.watched if watched.left]
+        self._set_alarms()
+
+    def _set_alarms(self) -> None:
+        words = self._words
+        for i, watched in enumerate(self._watched):
+            kind, limit = self._alarm(watched)
+            first, second = (at.COUNT + level * at.KINDS + kind for level in (0, 1))
+            if not watched.levels & 1:
+                first = at.ZERO
+            if not watched.levels & 2:
+                second = at.ZERO
+            word = at.ALARMS + i * at.ALARM_WORDS
+            words[word : word + at.ALARM_WORDS] = (first, second, limit)
+        words[at.ARMED] = len(self._watched)
+
+    def _alarm(self, watched: Watched) -> tuple[int, int]:
+        """Return the kind in whose count a counter's overflow shows, and the least count at which it can have come."""
+        kind, left = watched.kind, watched.left
+        if kind == KIND_CYCLES:
+            return 0, max(left * at.UNITS - sum(self._rest(watched.levels)), 1)
+        if kind == KIND_REF_CYCLES:
+            return 0, max((left - 1) * self._khz // self._tsc_khz, 1)
+        if kind == KIND_BUS_CYCLES:
+            return 0, max((left - 1) * self._khz // BUS_KHZ, 1)
+        if kind >= KIND_DERIVED_FIRST:
+            return 0, left * at.UNITS
+        return kind, left
+
+    def _rest(self, levels: int) -> list[int]:
+        return [self._cycle_rest[level] for level in _LEVELS if levels & level]
+
+    # -- time --
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time."""
+        grant = self._grant
+        return min(grant.now_ns + int(self._words[at.CLOCK]) * _KHZ // self._khz, grant.limit_ns)
+
+    @property
+    def tsc(self) -> int:
+        """The time-stamp counter."""
+        return self.now_ns * self._tsc_khz // _KHZ
+
+    def alarm_at(self, at_ns: int) -> None:
+        """Let no block begin after a time."""
+        ahead = max(at_ns - self._grant.now_ns, 0)
+        self._words[at.SOFT] = min(-(-ahead * self._khz // _KHZ), at.NEVER)
+
+    def spend(self, units: int) -> int:
+        """Let time pass; return how much of it did not fit into the grant."""
+        room = max(int(self._words[at.HARD]) - int(self._words[at.CLOCK]), 0)
+        self._pass(min(units, room))
+        return units - min(units, room)
+
+    def owe(self, units: int) -> None:
+        """Let the next block cost more: what has been paid ahead for it is not its own."""
+        self._owed = units
+        self.spend(units)
+
+    def use_up(self) -> None:
+        """Pay what is left of the grant towards the next block."""
+        room = max(int(self._words[at.HARD]) - int(self._words[at.CLOCK]), 0)
+        self._words[at.CREDIT] += U64(room)
+        self._pass(room)
+
+    def _pass(self, units: int) -> None:
+        words = self._words
+        words[at.CLOCK] += U64(units)
+        words[at.COUNT + int(words[at.LEVEL]) * at.KINDS] += U64(units)
+
+    # -- what was retired --
+
+    def overdue(self) -> int | None:
+        """Return how many events ago the first watched counter overflowed; None if none has."""
+        retired = self._retired(self.now_ns)[0]
+        overdue = [
+            sum(retired.get((watched.kind, level), 0) for level in _LEVELS if watched.levels & level) - watched.left
+            for watched in self._watched
+        ]
+        late = [events for events in overdue if events >= 0]
+        return max(late) if late else None
+
+    def end(self) -> tuple[int, dict[tuple[int, int], int]]:
+        """End the grant; return when, and the events by kind and level."""
+        end_ns = self.now_ns
+        retired, rest = self._retired(end_ns)
+        self._cycle_rest = rest
+        used = (end_ns - self._grant.now_ns) * self._khz // _KHZ
+        self._carry = max(int(self._words[at.CLOCK]) - used, 0)
+        return end_ns, retired
+
+    def _retired(self, end_ns: int) -> tuple[dict[tuple[int, int], int], dict[int, int]]:
+        retired: dict[tuple[int, int], int] = {}
+        rest: dict[int, int] = {}
+        units = {}
+        for level in _LEVELS:
+            first = at.COUNT + (level - 1) * at.KINDS
+            counts = self._words[first : first + at.KINDS].tolist()
+            units[level] = counts[0]
+            cycles, rest[level] = divmod(counts[0] + self._cycle_rest[level], at.UNITS)
+            for kind, events in enumerate([cycles, *counts[1:]]):
+                if events:
+                    retired[kind, level] = events
+        for kind, khz in ((int(KIND_REF_CYCLES), self._tsc_khz), (int(KIND_BUS_CYCLES), BUS_KHZ)):
+            self._follow_time(retired, kind, khz, end_ns, units)
+        return retired, rest
+
+    def _follow_time(
+        self, retired: dict[tuple[int, int], int], kind: int, khz: int, end_ns: int, units: dict[int, int]
+    ) -> None:
+        """Share what a clock counted among the levels by the time that each of them ran."""
+        if not units[1] + units[2]:
+            return
+        total = end_ns * khz // _KHZ - self._grant.now_ns * khz // _KHZ
+        user = total * units[2] // (units[1] + units[2])
+        for level, events in ((1, total - user), (2, user)):
+            if events:
+                retired[kind, level] = events
