@@ -23,6 +23,7 @@ _STATE = int(col.V_GUEST_NS)
 _MIGRATIONS = int(col.V_MIGRATIONS)
 _CONTEXT = int(col.CONTEXT_COLUMNS)
 _EVENT = int(col.EVENT_COLUMNS)
+_NR_FIXED = col.SLOTS - int(col.FIXED_SLOT)
 
 
 def copy_words(arena: Arena, slices: Slices) -> Words:
@@ -63,12 +64,14 @@ class RowMap:
             (self._word(v, col.V_CONTEXT), _CONTEXT),
             (
                 self._word(v, col.V_EVENTS),
-                (self._word(v, col.V_NR_GP) + self._word(v, col.V_NR_FIXED)) * _EVENT,
+                (self._word(v, col.V_NR_GP) + _NR_FIXED) * _EVENT,
             ),
         ]
 
     def _find_guest(self, g: int) -> Iterator[tuple[int, int]]:
         yield g, col.GUEST_COLUMNS
+        if outside := self._word(g, col.G_OUTSIDE):
+            yield outside, col.OUTSIDE_COLUMNS
         yield self._word(g, col.G_CPU_HW + col.U_CPU_CONTEXT), _CONTEXT
         for number in range(self._word(g, col.G_NR_THREADS)):
             thread = self._word(g, col.G_THREADS) + number * col.THREAD_COLUMNS

@@ -35,6 +35,7 @@ from vpmu.kernels.columns import (
 from vpmu.kernels.costs import COST_VCPU_MIGRATE
 from vpmu.kernels.engine import (
     STOP_BUDGET,
+    STOP_GUEST,
     STOP_LOG,
     STOP_NONE,
     STOP_RESERVE,
@@ -143,8 +144,19 @@ def balance(s: Arena, h: np.uint64) -> None:
 
 
 @kernel
+def _asks_guest(s: Arena, h: np.uint64, until: np.uint64) -> bool:
+    """Return whether a physical CPU of a host waits for a guest that decides outside the kernels."""
+    p = s[h + H_PCPUS]
+    for _ in range(s[h + H_NR_PCPUS]):
+        if s[p + P_STOP] == STOP_GUEST and s[p + P_NOW] < until:
+            return True
+        p += _PCPU
+    return False
+
+
+@kernel
 def advance_host(s: Arena, log: Arena, h: np.uint64, until: np.uint64) -> np.uint64:
-    """Advance one host to ``until``, with its load balancing; STOP_WINDOW, STOP_LOG or STOP_BUDGET.
+    """Advance one host to ``until``, with its load balancing; return a stop as `advance` does.
 
     A host that lives in several processes is advanced to the next balance point at most, up to its requests.
     """
@@ -154,6 +166,8 @@ def advance_host(s: Arena, log: Arena, h: np.uint64, until: np.uint64) -> np.uin
         if s[h + H_REMOTE] != U0:
             return _run_all(s, log, h, window)
         stop = _advance_window(s, log, h, window)
+        if stop == STOP_WINDOW and _asks_guest(s, h, window):
+            return STOP_GUEST
         if stop != STOP_WINDOW or window == until:
             return stop
         balance(s, h)
@@ -177,13 +191,17 @@ def advance(s: Arena, log: Arena, until: np.uint64, steps: np.uint64) -> np.uint
     Returns
     -------
     uint64
-        STOP_WINDOW when everybody is there, STOP_LOG when the log has to be drained, STOP_BUDGET otherwise.
+        STOP_WINDOW when everybody is there, STOP_GUEST if all are but those who wait for a guest outside the
+        kernels, STOP_LOG when the log has to be drained, STOP_BUDGET otherwise.
     """
     s[R_STEPS] = steps
+    stop = STOP_WINDOW
     h = s[R_HOSTS]
     for _ in range(s[R_NR_HOSTS]):
-        stop = advance_host(s, log, h, until)
-        if stop == STOP_LOG or stop == STOP_BUDGET:
-            return stop
+        found = advance_host(s, log, h, until)
+        if found == STOP_LOG or found == STOP_BUDGET:
+            return found
+        if found == STOP_GUEST:
+            stop = found
         h += _HOST
-    return STOP_WINDOW
+    return stop

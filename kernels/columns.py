@@ -421,6 +421,17 @@ V_NR_GP = _row.word()
 V_NR_FIXED = _row.word()
 V_MASK = _row.word()
 V_GLOBAL_VALID = _row.word()
+V_RULES = _row.word()
+"""Which rules of later KVM hold: RULE_ bits of kernels/designs/common.py."""
+V_EVENTSEL_RESERVED = _row.word()
+V_FIXED_RESERVED = _row.word()
+"""Bits of the selectors and of FIXED_CTR_CTRL that raise #GP."""
+V_CAPABILITIES = _row.word()
+"""IA32_PERF_CAPABILITIES."""
+V_FILTER = _row.word()
+"""Offset of the VM's event filter (kernels/designs/filter.py), 0 if it has none."""
+V_BLOCKED = _row.word()
+"""Bit per vPMC whose event the filter blocks."""
 V_EVENTSEL = _row.words(8)
 V_FIXED_CTRL = _row.word()
 V_GLOBAL_CTRL = _row.word()
@@ -515,6 +526,14 @@ G_KERNEL_CURSOR = _row.words(8)
 G_CORE_RATE = _row.word()
 G_TSC_RATE = _row.word()
 G_BUS_RATE = _row.word()
+G_OUTSIDE = _row.word()
+"""Offset of the row of a guest that decides outside the kernels, 0 for one that runs in them."""
+G_LEVEL = _row.word()
+"""Privilege level of its accesses: 1 kernel, 2 user."""
+G_EMULATED = _row.word()
+"""1 if an instruction that the hypervisor emulates counts as retired."""
+G_FILTER = _row.word()
+"""Offset of the event filter, for the truth."""
 G_OPERATION = _row.word()
 """The access that the guest asks for: operation, register, value; and the micro-operation behind it."""
 G_REGISTER = _row.word()
@@ -601,6 +620,33 @@ W_KIND: Final = U64(0)
 W_CPL: Final = U64(1)
 W_LEFT: Final = U64(2)
 W_RETIRED: Final = U64(3)
+
+# --- A guest that decides outside the kernels ---------------------------------------------------------------
+TOTALS: Final = 32
+_row = Row()
+O_TOTAL = _row.words(2 * TOTALS)
+"""By kind: what it has retired, in kernel mode, then in user mode."""
+O_COMPLETE = _row.word()
+"""1 if the result of its access waits to be told: fault, value, cost in ns."""
+O_FAULT = _row.word()
+O_RESULT = _row.word()
+O_COST_NS = _row.word()
+O_PMI = _row.word()
+"""1 if a PMI waits to be told, and the LVTPC's word with which it was delivered."""
+O_LVTPC = _row.word()
+OUTSIDE_COLUMNS: Final = _row.width()
+
+# --- Event filter of a VM -----------------------------------------------------------------------------------
+FILTER_EVENTS: Final = 300
+"""KVM_PMU_EVENT_FILTER_MAX_EVENTS."""
+_row = Row()
+F_DENY = _row.word()
+F_MASKED = _row.word()
+F_FIXED = _row.word()
+"""fixed_counter_bitmap."""
+F_COUNT = _row.word()
+F_EVENTS = _row.words(FILTER_EVENTS)
+FILTER_COLUMNS: Final = _row.width()
 
 # --- Guest thread -------------------------------------------------------------------------------------------
 _row = Row()

@@ -7,6 +7,7 @@ someone else, and goes on, when that is done, as if nothing had been.
 import numpy as np
 
 from vpmu.kernels.columns import (
+    G_OUTSIDE,
     G_STILL,
     G_TIMER_AT,
     H_HELD,
@@ -70,6 +71,7 @@ from vpmu.kernels.columns import (
     V_MOVE,
     V_NR_EVENTS,
     V_OUTCOME,
+    V_PMI,
     V_REASON,
     V_REQ_COUNT,
     V_REQ_HEAD,
@@ -100,6 +102,7 @@ from vpmu.kernels.designs.dispatch import (
     vm_entry,
     vm_exit,
 )
+from vpmu.kernels.guest.outside import outside_resume
 from vpmu.kernels.guest.step import (
     GUEST_ACCESS,
     GUEST_DONE,
@@ -131,6 +134,7 @@ from vpmu.kernels.host.move import move_step
 from vpmu.kernels.host.perf import (
     CALL_CREATE,
     CALL_NONE,
+    CALL_PERIOD,
     CALL_PMI,
     CALL_RELEASE,
     CALL_ROTATE,
@@ -170,7 +174,7 @@ STOP_UNRESERVE = U64(3)
 STOP_PERF = U64(4)
 """Message mode: host perf has to answer the call in P_CALL."""
 STOP_GUEST = U64(5)
-"""Message mode: the guest has to answer P_ASK."""
+"""The guest has to answer P_ASK: in message mode, or because it decides outside the kernels."""
 STOP_LOG = U64(6)
 """The log has to be drained."""
 STOP_BUDGET = U64(7)
@@ -211,7 +215,7 @@ _CALL_WORDS = U64(8)
 _REQUESTS = U64(REQUESTS)
 _TOOL = U64(TOOL_COLUMNS)
 _BYTE = U64(0xFF)
-_CAUSE_OF_CALL = np.array([13, 4, 5, 6, 5, 10, 10, 12, 13, 13, 13, 13], dtype=np.uint64)
+_CAUSE_OF_CALL = np.array([13, 4, 5, 6, 5, 10, 10, 12, 13, 13, 13, 13, 5], dtype=np.uint64)
 
 
 @kernel
@@ -287,7 +291,7 @@ def _call_done(s: Arena, p: np.uint64, call: np.uint64) -> None:
     if call == CALL_PMI:
         if v != U0 and s[p + P_CALL_VALUE] != U0:
             _, _, ns, _ = deliver_pmi(s, v, p, s[p + P_CALL_VALUE], U0, now)
-    elif call <= CALL_UPDATE:
+    elif call <= CALL_UPDATE or call == CALL_PERIOD:
         _, _, ns, _ = perf_done(s, v, p, call | (s[p + P_CALL_SLOT] << U8), s[p + P_CALL_VALUE], now)
     elif call == CALL_TOOL_OPEN or call == CALL_TOOL_CLOSE:
         set_tool_timer(s, p)
@@ -514,7 +518,7 @@ def _host_turn(s: Arena, p: np.uint64) -> None:
         _begin_out(s, p, v, VCPU_DONE)
     elif s[p + P_RESCHED] != U0 or min(s[p + P_TIMER_AT], s[p + P_CPU_HW + U_MUX_AT]) <= now:
         _begin_out(s, p, v, VCPU_READY)
-    elif s[v + V_REASON] == GUEST_HALT and s[v + V_INJECT] == U0:
+    elif s[v + V_REASON] == GUEST_HALT and s[v + V_INJECT] | s[v + V_PMI] == U0:
         _halt(s, p, v)
     else:
         _enter(s, p, v)
@@ -582,7 +586,10 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
                 # It may go on at once if it then has code to run: that spares a question and an answer.
                 s[p + P_LIMIT] = _grant(s, p, v, g, until)
                 return _stop(s, p, STOP_GUEST)
-            reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
+            if s[g + G_OUTSIDE] != U0:
+                reason = outside_resume(s, log, p, v, g, complete, outcome, value, inject)
+            else:
+                reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
             if reason != GUEST_ACCESS or now >= until:
                 resumed(s, v, reason)
         if now >= until:
@@ -671,7 +678,7 @@ def _run(s: Arena, log: Arena, p: np.uint64, v: np.uint64, g: np.uint64, until: 
     if limit == U0:
         _leave(s, p, v)
         return False
-    if s[p + P_REMOTE_GUEST] == GUEST_ANSWERS:
+    if s[p + P_REMOTE_GUEST] == GUEST_ANSWERS or s[g + G_OUTSIDE] != U0:
         s[p + P_ASK] = ASK_GO
         s[p + P_LIMIT] = limit
         return False

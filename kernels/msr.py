@@ -14,10 +14,15 @@ FIXED_CTR_CTRL = U64(0x38D)
 GLOBAL_STATUS = U64(0x38E)
 GLOBAL_CTRL = U64(0x38F)
 GLOBAL_OVF_CTRL = U64(0x390)
+P6_PMC1 = U64(0xC2)
+P6_EVENTSEL1 = U64(0x187)
+"""The last of the P6's two counters and selectors, which KVM has even if the guest has no such counter."""
 LVTPC = U64(0x834)
 """x2APIC register of the performance counter's local vector table entry."""
 
 RDPMC_FIXED = U64(0x40000000)
+CAPABILITIES_FULL_WIDTH = U64(1 << 13)
+"""PERF_CAPABILITIES: the counters can be written in full by FULL_PMC0 and on."""
 
 EVENTSEL_EVENT = U64(0xFFFF)
 EVENTSEL_USR = U64(1 << 16)

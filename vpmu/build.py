@@ -26,6 +26,7 @@ from vpmu.errors import UserError
 from vpmu.kernels import columns as col
 from vpmu.kernels.boot import boot_guest, boot_pcpu, boot_timers, place_vcpu
 from vpmu.kernels.costs import COST_NAMES, constant_costs, encode_costs
+from vpmu.kernels.designs.common import RULES_7_0
 from vpmu.kernels.designs.registry import design_names, load_design
 from vpmu.kernels.events import KINDS_WORDS, derived_configs, encode_kinds
 from vpmu.kernels.guest.threads import (
@@ -41,9 +42,14 @@ from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_WORDS
 from vpmu.kernels.msr import (
+    CAPABILITIES_FULL_WIDTH,
     EVENTSEL_INT,
     EVENTSEL_OS,
+    EVENTSEL_RESERVED_V2,
     EVENTSEL_USR,
+    FIXED_OS,
+    FIXED_PMI,
+    FIXED_USR,
     FULL_PMC0,
     LVT_MASKED,
     PMC0,
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
     from vpmu.kernels.events import EventSpec
     from vpmu.kernels.jit import Arena
     from vpmu.scenario import Host, Scenario, Session, Thread, Tool, Vm
+    from vpmu.scenario.model import EventFilter
 
 SPIN: Final = "[spin]"
 """Program of CPU-bound competitors and sleepers."""
@@ -227,10 +234,15 @@ class Builder:
         events = tool_events + sum(self._nr_guest_events(p) for p in self.placed)
         self.event_rows = layout.add("event", events, col.EVENT_COLUMNS)
         self.tool_rows = layout.add("tool", tools, col.TOOL_COLUMNS)
+        outside = sum(placed.vm.outside for placed in self.placed)
+        self.outside_rows = layout.add("outside", outside, col.OUTSIDE_COLUMNS)
+        filters = sum(vm.event_filter is not None for vm in scenario.vms)
+        self.filter_rows = layout.add("filter", filters, col.FILTER_COLUMNS)
         self.s = layout.allocate()
         self.machine = Machine(self.design, scenario.until_ns, self.s, empty_log(), regions=layout.regions)
         self._taken = {region.name: 0 for region in layout.regions.values()}
         self._fill_run(encoded)
+        self.filters = {vm.name: self._fill_filter(vm.event_filter) for vm in scenario.vms}
         for index, host in enumerate(scenario.hosts):
             self._fill_host(index, host)
         for index, placed in enumerate(self.placed):
@@ -328,6 +340,19 @@ class Builder:
             R_HOSTS=self.host_rows.base,
             R_NR_HOSTS=len(self.scenario.hosts),
         )
+
+    def _fill_filter(self, chosen: EventFilter | None) -> int:
+        """Fill a VM's event filter in; return its offset, 0 if it has none."""
+        if chosen is None:
+            return 0
+        f = self._take(self.filter_rows)
+        count = len(chosen.events)
+        self._set(f, F_DENY=int(chosen.action == "deny"), F_MASKED=int(chosen.masked), F_COUNT=count)
+        self._set(f, F_FIXED=chosen.fixed_counter_bitmap)
+        first = f + int(col.F_EVENTS)
+        for number, entry in enumerate(chosen.events):
+            self.s[first + number] = entry
+        return f
 
     def _fill_host(self, index: int, host: Host) -> None:
         profile = self.profiles[host.profile]
@@ -438,7 +463,6 @@ class Builder:
         events = self._take(self.event_rows, nr_gp + _NR_FIXED)
         for slot in range(nr_gp + _NR_FIXED):
             self._set(events + slot * col.EVENT_COLUMNS, E_STATE=int(col.EVENT_DEAD), E_SLOT=int(col.NO_SLOT))
-        valid = ((1 << nr_gp) - 1) | (7 << 32)
         self._set(
             v,
             V_ID=index,
@@ -448,14 +472,12 @@ class Builder:
             V_WAKE_AT=placed.vm.start_ns,
             V_EVENTS=events,
             V_CONTEXT=self._take(self.context_rows),
-            V_VERSION=2,
             V_NR_GP=nr_gp,
-            V_NR_FIXED=_NR_FIXED,
             V_MASK=(1 << 48) - 1,
-            V_GLOBAL_VALID=valid,
             V_LVTPC=int(LVT_MASKED),
             V_MASKED=_masked(self.scenario.hosts[placed.host]),
         )
+        self._fill_rules(placed, v, g)
         for slot in range(col.SLOTS):
             self.s[v + int(col.V_HW_SLOT) + slot] = col.NO_SLOT
             self.s[v + int(col.V_STILL_AT) + slot] = _NEVER
@@ -465,6 +487,46 @@ class Builder:
         self.machine.vcpus.append(
             VcpuEntry(index, placed.vm_name, placed.vcpu, placed.host, v, g, tuple(threads), tuple(sessions))
         )
+
+    def _fill_rules(self, placed: _Placed, v: int, g: int) -> None:
+        """Fill in what a guest's PMU is like: its version, and the rules of its host's KVM.
+
+        At reset GLOBAL_CTRL has the general-purpose counters' bits set (SDM 18.2, table of reset values). In
+        Linux 5.0, QEMU clears it: a guest of version 2 finds 0.
+        """
+        native = self._native(placed.host)
+        later = self.scenario.hosts[placed.host].kvm == "7.0"
+        version = 2 if native else placed.vm.pmu_version
+        nr_gp = int(self.s[v + int(col.V_NR_GP)])
+        nr_fixed = _NR_FIXED if version > 1 else 0
+        gp_bits, fixed_bits = (1 << nr_gp) - 1, ((1 << nr_fixed) - 1) << 32
+        global_ctrl = gp_bits if later or version == 1 or native else 0
+        blocked = 0
+        chosen = placed.vm.event_filter
+        if chosen is not None and not native:
+            passing = chosen.fixed_counter_bitmap
+            blocked = (~passing if chosen.action == "allow" else passing) & 7
+            self._set(v, V_FILTER=self.filters[placed.vm.name], V_BLOCKED=blocked << int(col.FIXED_SLOT))
+            self._set(g, G_FILTER=self.filters[placed.vm.name])
+        self._set(
+            v,
+            V_VERSION=version,
+            V_NR_FIXED=nr_fixed,
+            V_GLOBAL_VALID=gp_bits | fixed_bits if version > 1 else 0,
+            V_GLOBAL_CTRL=global_ctrl,
+            V_RULES=int(RULES_7_0) if later and not native else 0,
+            V_EVENTSEL_RESERVED=int(EVENTSEL_RESERVED_V2),
+            V_FIXED_RESERVED=_fixed_reserved(nr_fixed),
+            V_CAPABILITIES=int(CAPABILITIES_FULL_WIDTH) if later else 0,
+        )
+        self._set(g, G_LEVEL=1, G_EMULATED=int(later and not native), T_GLOBAL_CTRL=global_ctrl)
+        self._set(g, G_FULL_WIDTH=int(self._full_width(placed.host)))
+        if placed.vm.outside:
+            self._set(g, G_OUTSIDE=self._take(self.outside_rows))
+
+    def _full_width(self, host: int) -> bool:
+        """Return whether a host's guests can write their counters in full."""
+        return self._native(host) or self.scenario.hosts[host].kvm == "7.0"
 
     def _parameters(self, host: int) -> list[int]:
         """Return the parameters of a host's design, in its order."""
@@ -489,7 +551,7 @@ class Builder:
             G_ID=(1 << 42) | index,
             G_VCPU=v,
             G_TICK_NS=tick_ns,
-            G_TICK_AT=vm.start_ns + tick_ns,
+            G_TICK_AT=_NEVER if vm.outside else vm.start_ns + tick_ns,
             G_WAKE_AT=_NEVER,
             G_INTERVAL_AT=_NEVER,
             G_LATENCY_NS=vm.sched_latency_ns,
@@ -503,7 +565,6 @@ class Builder:
             G_BUS_RATE=self._rate(_BUS_KHZ),
             G_LOG=1,
             G_MASK=(1 << 48) - 1,
-            G_FULL_WIDTH=int(self._native(placed.host)),
             G_NR_THREADS=len(placed.threads),
             G_NR_SESSIONS=self._nr_sessions(placed),
             G_SESSIONS=self.session_rows.row(self._taken["session"]),
@@ -519,7 +580,7 @@ class Builder:
         self._fill_cpu_hw(
             u,
             nr_gp,
-            full_width=self._native(placed.host),
+            full_width=self._full_width(placed.host),
             tick_ns=tick_ns,
             context=context,
             queue=queue,
@@ -609,7 +670,7 @@ class Builder:
                     frequency,
                     period,
                     session.user_only,
-                    _max_period(self._native(placed.host)),
+                    _max_period(self._full_width(placed.host)),
                 )
                 self._set(at, E_OWNER=(number << 8) | len(names))
                 names.append(spec.name)
@@ -760,9 +821,7 @@ class Builder:
                 self.machine.moves.append(MoveEntry(change.at_ns, 0, numbers))
                 continue
             to = names.index(change.to)
-            if self._native(to) or self._native(where[change.vm]):
-                problem = f'vm "{change.vm}" cannot migrate: what runs on bare hardware is no VM'
-                raise UserError(problem, file="event")
+            self._check_move(change.vm, where[change.vm], to)
             where[change.vm] = to
             vms_on[to] += 1
             chosen = [cpus[to][cpu] for cpu in change.cpus] or cpus[to]
@@ -785,6 +844,15 @@ class Builder:
             if not change.cpus:
                 h = self.machine.hosts[to].offset
                 self._set(h, H_FLOATING=int(self.s[h + int(col.H_FLOATING)]) + len(vcpus))
+
+    def _check_move(self, vm: str, source: int, to: int) -> None:
+        hosts = self.scenario.hosts
+        if self._native(to) or self._native(source):
+            problem = f'vm "{vm}" cannot migrate: what runs on bare hardware is no VM'
+            raise UserError(problem, file="event")
+        if hosts[source].kvm != hosts[to].kvm:
+            problem = f'vm "{vm}" cannot migrate from KVM {hosts[source].kvm} to KVM {hosts[to].kvm}'
+            raise UserError(f"{problem}: its PMU would be another one", file="event")
 
     def _add_reboot(self, reboot: Reboot, names: list[str], designs: list[str], vms_on: Counter[int]) -> None:
         host = names.index(reboot.host)
@@ -816,6 +884,12 @@ class Builder:
 def _max_period(full_width: bool) -> int:
     """Return the longest period that perf programs: the default of a counting event (x86_pmu.max_period)."""
     return (1 << 47) - 1 if full_width else (1 << 31) - 1
+
+
+def _fixed_reserved(nr_fixed: int) -> int:
+    """Return the bits of FIXED_CTR_CTRL that raise #GP: all but levels and PMI of the counters there are."""
+    field = int(FIXED_OS | FIXED_USR | FIXED_PMI)
+    return (1 << 64) - 1 - sum(field << 4 * fixed for fixed in range(nr_fixed))
 
 
 def _masked(host: Host) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vpmu.program import Program
     from vpmu.scenario import Scenario
 
-_ENTRY_MODULES = ("vpmu.kernels.advance", "vpmu.kernels.boot", "vpmu.kernels.fleet", "vpmu.kernels.remote")
+_ENTRY_MODULES = tuple(f"vpmu.kernels.{name}" for name in ("advance", "boot", "fleet", "outside", "remote"))
 """Modules with kernels that runs call."""
 _KIND, _INTERVAL, _EXIT = 0xFF, 7, 8
 _LOG = logging.getLogger(__name__)

@@ -29,7 +29,14 @@ from vpmu.kernels.host.scheduler import VCPU_DONE, VCPU_HALTED
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_ACCESS
-from vpmu.kernels.perf.interrupt import ACCESS_RDPMC, ACCESS_READ, ACCESS_WRITE
+from vpmu.kernels.perf.interrupt import (
+    ACCESS_EMULATE,
+    ACCESS_RDPMC,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    RETIRES_BRANCH,
+    RETIRES_INSTRUCTION,
+)
 from vpmu.kernels.program_layout import CUR_POS
 from vpmu.scenario.load import parse_scenario
 from vpmu.units import parse_exact
@@ -44,7 +51,12 @@ _ALL_KINDS: Final = 0xFF
 _UNTIL: Final = "1000000 s"
 _PROGRAM_CYCLES: Final = 1 << 40
 _REGISTER_SHIFT: Final = 8
-_OPERATIONS: Final = {int(ACCESS_READ): "rdmsr", int(ACCESS_WRITE): "wrmsr", int(ACCESS_RDPMC): "rdpmc"}
+_OPERATIONS: Final = {
+    int(ACCESS_READ): "rdmsr",
+    int(ACCESS_WRITE): "wrmsr",
+    int(ACCESS_RDPMC): "rdpmc",
+    int(ACCESS_EMULATE): "emulate",
+}
 
 
 Number = int | float | str
@@ -89,6 +101,7 @@ class _Wanted:
     ipc: Number
     rates: dict[str, Number]
     on_pmi: PmiHandler | None
+    pmu: dict[str, object]
 
 
 class Vcpu:
@@ -163,6 +176,11 @@ class Vcpu:
     async def rdpmc(self, index: int) -> int:
         """Execute RDPMC; return the value."""
         return (await self._access(int(ACCESS_RDPMC), index, 0)).value
+
+    async def emulate(self, *, branch: bool = False) -> None:
+        """Execute an instruction that the hypervisor emulates, as after the forced-emulation prefix."""
+        retires = RETIRES_INSTRUCTION | (RETIRES_BRANCH if branch else U64(0))
+        await self._access(int(ACCESS_EMULATE), int(retires), 0)
 
     async def run(self, *, cycles: int | None = None, instructions: int | None = None) -> None:
         """Execute user-mode code: so many core cycles, or so many instructions (at the vCPU's ``ipc``).
@@ -267,6 +285,8 @@ class Host:
         The design's parameters.
     tools : sequence of dict
         Host tools, each as a scenario's ``[[tool]]`` without its ``host``.
+    kvm : str
+        Whose rules of registers and emulation hold: those of Linux "5.0" or "7.0".
     """
 
     def __init__(
@@ -280,6 +300,7 @@ class Host:
         seed: int = 0,
         parameters: Mapping[str, int] | None = None,
         tools: Sequence[Mapping[str, object]] = (),
+        kvm: str = "5.0",
     ) -> None:
         if design not in design_names():
             raise DriveError(f"unknown design {design!r}; known: {', '.join(design_names())}")
@@ -292,6 +313,7 @@ class Host:
             "noise": noise,
             "hyperthreading": hyperthreading,
             "parameters": dict(parameters or {}),
+            "kvm": kvm,
         }
         self._tools = [{"host": "host", **tool} for tool in tools]
         self._machine: Machine | None = None
@@ -306,6 +328,8 @@ class Host:
         ipc: Number = 1,
         rates: Mapping[str, Number] | None = None,
         on_pmi: PmiHandler | None = None,
+        pmu_version: int = 2,
+        event_filter: Mapping[str, object] | None = None,
     ) -> Vcpu:
         """Add a vCPU, in a VM of its own; all have to be there before the first one runs.
 
@@ -319,13 +343,20 @@ class Host:
             Events per instruction of that code, by a scenario's names: ``{"branches": 0.2}``.
         on_pmi : callable, optional
             Awaited with the vCPU at each PMI; the accesses it makes are the guest's handler's.
+        pmu_version : int
+            Of architectural performance monitoring, as the guest is told: 1 or 2.
+        event_filter : mapping, optional
+            The VM's event filter, as a scenario's ``event_filter``.
         """
         if self._machine is not None:
             raise DriveError("the host runs already: add all vCPUs first")
         cpus = int(str(self._host["cpus"]))
         if not 0 <= cpu < cpus:
             raise DriveError(f"the host has no CPU {cpu}, only {cpus}")
-        wanted = _Wanted(cpu, ipc, dict(rates or {}), on_pmi)
+        pmu: dict[str, object] = {"pmu_version": pmu_version}
+        if event_filter is not None:
+            pmu["event_filter"] = dict(event_filter)
+        wanted = _Wanted(cpu, ipc, dict(rates or {}), on_pmi, pmu)
         vcpu = Vcpu(self, len(self.vcpus), wanted)
         self.wanted.append(wanted)
         self.vcpus.append(vcpu)
@@ -394,7 +425,7 @@ class Host:
             code = {"name": "code", "share": 1, "ipc": wanted.ipc, **wanted.rates}
             programs.append({"name": name, "cycles": _PROGRAM_CYCLES, "functions": [code]})
             thread = {"name": "test", "program": name}
-            vms.append({"name": name, "host": "host", "cpus": [wanted.cpu], "thread": [thread]})
+            vms.append({"name": name, "host": "host", "cpus": [wanted.cpu], "thread": [thread], **wanted.pmu})
         table = {"version": 1, "seed": self._seed, "until": _UNTIL, "host": [self._host]}
         return {**table, "program": programs, "vm": vms, "tool": self._tools}
 

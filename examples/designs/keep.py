@@ -12,6 +12,7 @@ from vpmu.kernels.designs.optimized import (
     rdpmc,
     sched_out,
     set_msr,
+    trigger_event,
     vm_entry,
     vm_exit,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "sched_in",
     "sched_out",
     "set_msr",
+    "trigger_event",
     "vm_entry",
     "vm_exit",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vpmu.kernels.columns import (
+    G_LEVEL,
     G_OPERATION,
     G_REGISTER,
     G_VALUE,
@@ -20,11 +21,15 @@ from vpmu.kernels.columns import (
     P_TICKED,
     V_OPERATION,
     V_REGISTER,
+    V_RULES,
 )
+from vpmu.kernels.costs import COST_MSR_INTERCEPT
+from vpmu.kernels.designs.common import RULE_EMULATED, STOP_NONE, vcpu_cost
+from vpmu.kernels.hardware import OK
 from vpmu.kernels.host.clock import CAUSE_ACCESSES, CAUSE_EXITS, pass_time
 from vpmu.kernels.integers import U0, U1
 from vpmu.kernels.jit import U64, Arena, kernel
-from vpmu.kernels.perf.interrupt import ACCESS_READ, ACCESS_WRITE
+from vpmu.kernels.perf.interrupt import ACCESS_RDPMC, ACCESS_READ, ACCESS_WRITE, RETIRES_INSTRUCTION
 
 OUT = U64(0)
 """After an access: the guest stays out, its host has something to do."""
@@ -42,6 +47,7 @@ def access_kernel(
     set_msr: DesignKernel,
     get_msr: DesignKernel,
     rdpmc: DesignKernel,
+    trigger_event: DesignKernel,
     vm_entry: DesignKernel,
     vm_exit: DesignKernel,
     *,
@@ -51,7 +57,7 @@ def access_kernel(
 
     Parameters
     ----------
-    set_msr, get_msr, rdpmc, vm_entry, vm_exit : kernel
+    set_msr, get_msr, rdpmc, trigger_event, vm_entry, vm_exit : kernel
         The design's.
     intercepts : bool
         Whether an access leaves the guest: the design's INTERCEPTS.
@@ -73,8 +79,15 @@ def access_kernel(
             outcome, value, ns, stop = set_msr(s, v, p, register, s[g + G_VALUE], now)
         elif operation == ACCESS_READ:
             outcome, value, ns, stop = get_msr(s, v, p, register, U0, now)
-        else:
+        elif operation == ACCESS_RDPMC:
             outcome, value, ns, stop = rdpmc(s, v, p, register, U0, now)
+        else:
+            outcome, value, ns, stop = OK, U0, vcpu_cost(s, v, COST_MSR_INTERCEPT), STOP_NONE
+        if intercepts and s[v + V_RULES] & RULE_EMULATED != U0 and outcome == OK:
+            retires = register if operation > ACCESS_RDPMC else RETIRES_INSTRUCTION
+            _, _, more, later = trigger_event(s, v, p, retires, s[g + G_LEVEL], now)
+            ns += more
+            stop |= later
         s[p + P_CAUSES + CAUSE_ACCESSES] += ns
         now = pass_time(s, p, now, ns, counting)
         then = ON

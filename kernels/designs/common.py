@@ -1,4 +1,8 @@
-"""What designs share: a guest's PMU registers and their rules (KVM 5.0), requests, stood-still time."""
+"""What designs share: a guest's PMU registers and their rules, requests, stood-still time.
+
+The rules are those of KVM in Linux 5.0; V_RULES says which later ones hold (``kvm = "7.0"``). They are the
+same for every design: how it finds its counters is its own matter.
+"""
 
 import numpy as np
 
@@ -8,8 +12,13 @@ from vpmu.kernels.columns import (
     P_GRANT,
     REQUESTS,
     SLOTS,
+    V_BLOCKED,
+    V_CAPABILITIES,
     V_EVENTSEL,
+    V_EVENTSEL_RESERVED,
+    V_FILTER,
     V_FIXED_CTRL,
+    V_FIXED_RESERVED,
     V_GLOBAL_CTRL,
     V_GLOBAL_STATUS,
     V_GLOBAL_VALID,
@@ -17,36 +26,43 @@ from vpmu.kernels.columns import (
     V_ID,
     V_INDEX,
     V_LVTPC,
+    V_MASK,
     V_NR_FIXED,
     V_NR_GP,
     V_OVF_CTRL,
     V_REQ_COUNT,
     V_REQ_HEAD,
     V_REQS,
+    V_RULES,
     V_STILL,
     V_STILL_AT,
     V_STILL_NS,
+    V_VERSION,
 )
+from vpmu.kernels.designs.filter import filter_allows
 from vpmu.kernels.hardware import slots_of
 from vpmu.kernels.host.clock import cost
-from vpmu.kernels.integers import NEVER, U0, U1, U2, U3, U8
+from vpmu.kernels.integers import NEVER, U0, U1, U2, U3, U8, U16, lowest_bit, sign_extend32
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.msr import (
+    CAPABILITIES_FULL_WIDTH,
     DEBUGCTL,
     EVENTSEL0,
     EVENTSEL_EN,
     EVENTSEL_INT,
     EVENTSEL_OS,
-    EVENTSEL_RESERVED_V2,
     EVENTSEL_USR,
     FIXED_CTR0,
     FIXED_CTR_CTRL,
     FIXED_PMI,
-    FIXED_RESERVED_V2,
+    FULL_PMC0,
     GLOBAL_CTRL,
     GLOBAL_OVF_CTRL,
     GLOBAL_STATUS,
     LVTPC,
+    P6_EVENTSEL1,
+    P6_PMC1,
+    PERF_CAPABILITIES,
     PMC0,
     RDPMC_FIXED,
     STATUS_COND_CHANGED,
@@ -56,6 +72,23 @@ from vpmu.kernels.msr import (
 STOP_NONE = U64(0)
 STOP_PERF = U64(1)
 """The design queued requests to host perf: the access goes on when they are served."""
+
+RULE_CAPABILITIES = U64(1)
+"""IA32_PERF_CAPABILITIES is there, and with its bit 13 the full-width counters (Linux 5.8)."""
+RULE_REARM = U64(2)
+"""A write of a running counter moves its overflow, and one that starts from 0 overflows at its wrap (5.7)."""
+RULE_EMULATED = U64(4)
+"""Instructions that KVM emulates are counted (5.17)."""
+RULE_MASK_LVTPC = U64(8)
+"""The delivery of a PMI masks the LVTPC (6.7)."""
+RULE_RDPMC_TYPE = U64(16)
+"""RDPMC reads ECX[31:16] as a type, so that the fast form raises #GP (6.9)."""
+RULE_FIXED_FULL = U64(32)
+"""A fixed counter takes all bits of a write (5.4)."""
+RULE_OVF_CTRL_ZERO = U64(64)
+"""GLOBAL_OVF_CTRL reads as 0."""
+RULES_5_0 = U64(0)
+RULES_7_0 = U64(127)
 
 REGISTER_STORE = U64(1)
 REGISTER_NOTHING = U64(2)
@@ -70,11 +103,14 @@ _REQUESTS = U64(REQUESTS)
 _SLOTS = U64(SLOTS)
 _FIELD = U64(0xF)
 _CONFIG = U64(0xFFFF)
-_U4 = U64(4)
 _FAST = U64(1 << 31)
 _INDEX_BITS = U64(0x3FFFFFFF)
 _MASK32 = U64(0xFFFFFFFF)
 _KEEP = U64(0xFF8CFFFF)
+_TYPE_FIXED = U64(0x4000)
+_TYPE_BITS = U64(0xFFFF)
+_INSTRUCTIONS = U64(0xC0)
+_BRANCHES = U64(0xC4)
 _FIXED_EVENTS = np.array([0x00C0, 0x003C, 0x0300], dtype=np.uint64)
 
 
@@ -100,7 +136,9 @@ def has_event(s: Arena, v: np.uint64, slot: np.uint64) -> bool:
 
 @kernel
 def locally_enabled(s: Arena, v: np.uint64, slot: np.uint64) -> bool:
-    """Return whether a vPMC's own control lets it count."""
+    """Return whether a vPMC's own control, and the VM's event filter, let it count."""
+    if (s[v + V_BLOCKED] >> slot) & U1 != U0:
+        return False
     if slot < FIXED_SLOT:
         return s[v + V_EVENTSEL + slot] & EVENTSEL_EN != U0
     return (s[v + V_FIXED_CTRL] >> ((slot - FIXED_SLOT) << U2)) & U3 != U0
@@ -146,8 +184,10 @@ def perf_config(s: Arena, v: np.uint64, slot: np.uint64) -> np.uint64:
 
 
 @inlined
-def check_write(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Apply the rules of a guest's WRMSR that all designs share (intel_pmu_set_msr(), Linux 5.0).
+def check_write(
+    s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """Apply the rules of a guest's WRMSR that all designs share (intel_pmu_set_msr()).
 
     Parameters
     ----------
@@ -159,46 +199,75 @@ def check_write(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> tup
 
     Returns
     -------
-    (what, slot) : uint64
+    (what, slot, word) : uint64
         REGISTER_NOTHING if the write is done or changes nothing, REGISTER_BAD for #GP; otherwise what is left
         to the design: REGISTER_EVENTSEL, REGISTER_FIXED_CTRL, REGISTER_GLOBAL_CTRL (nothing stored yet) or
-        REGISTER_COUNTER, with its slot.
+        REGISTER_COUNTER, with its slot. The word is what the register is to read afterwards: a counter's is
+        cut or sign-extended to its width.
     """
     if msr == GLOBAL_CTRL:
+        if s[v + V_VERSION] < U2:
+            return REGISTER_BAD, U0, value
         if s[v + V_GLOBAL_CTRL] == value:
-            return REGISTER_NOTHING, U0
-        return (REGISTER_GLOBAL_CTRL if value & ~s[v + V_GLOBAL_VALID] == U0 else REGISTER_BAD), U0
+            return REGISTER_NOTHING, U0, value
+        return (REGISTER_GLOBAL_CTRL if value & ~s[v + V_GLOBAL_VALID] == U0 else REGISTER_BAD), U0, value
     if msr - EVENTSEL0 < s[v + V_NR_GP]:
         slot = msr - EVENTSEL0
         if s[v + V_EVENTSEL + slot] == value:
-            return REGISTER_NOTHING, slot
-        return (REGISTER_EVENTSEL if value & EVENTSEL_RESERVED_V2 == U0 else REGISTER_BAD), slot
+            return REGISTER_NOTHING, slot, value
+        if value & s[v + V_EVENTSEL_RESERVED] != U0:
+            return REGISTER_BAD, slot, value
+        if s[v + V_FILTER] != U0:
+            _filter(s, v, slot, value)
+        return REGISTER_EVENTSEL, slot, value
     if msr - PMC0 < s[v + V_NR_GP]:
-        return REGISTER_COUNTER, msr - PMC0
+        return REGISTER_COUNTER, msr - PMC0, sign_extend32(value, s[v + V_MASK])
     if msr == FIXED_CTR_CTRL:
         if s[v + V_FIXED_CTRL] == value:
-            return REGISTER_NOTHING, U0
-        return (REGISTER_FIXED_CTRL if value & FIXED_RESERVED_V2 == U0 else REGISTER_BAD), U0
+            return (REGISTER_NOTHING if s[v + V_VERSION] >= U2 else REGISTER_BAD), U0, value
+        return (REGISTER_FIXED_CTRL if value & s[v + V_FIXED_RESERVED] == U0 else REGISTER_BAD), U0, value
     if msr - FIXED_CTR0 < s[v + V_NR_FIXED]:
-        return REGISTER_COUNTER, FIXED_SLOT + (msr - FIXED_CTR0)
-    return _check_other(s, v, msr, value), U0
+        word = value & s[v + V_MASK]
+        if s[v + V_RULES] & RULE_FIXED_FULL == U0:
+            word = sign_extend32(value, s[v + V_MASK])
+        return REGISTER_COUNTER, FIXED_SLOT + (msr - FIXED_CTR0), word
+    if msr - FULL_PMC0 < s[v + V_NR_GP]:
+        if s[v + V_CAPABILITIES] & CAPABILITIES_FULL_WIDTH == U0 or value & ~s[v + V_MASK] != U0:
+            return REGISTER_BAD, U0, value
+        return REGISTER_COUNTER, msr - FULL_PMC0, value
+    return _check_other(s, v, msr, value), U0, value
+
+
+@kernel
+def _filter(s: Arena, v: np.uint64, slot: np.uint64, eventsel: np.uint64) -> None:
+    """Note whether the VM's event filter blocks what a selector asks for."""
+    s[v + V_BLOCKED] &= ~(U1 << slot)
+    if not filter_allows(s, s[v + V_FILTER], eventsel):
+        s[v + V_BLOCKED] |= U1 << slot
 
 
 @kernel
 def _check_other(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> np.uint64:
-    """Apply the rules of the rarer registers: GLOBAL_OVF_CTRL, LVTPC and DEBUGCTL."""
+    """Apply the rules of the rarer registers: GLOBAL_OVF_CTRL, LVTPC, DEBUGCTL and what the P6 had."""
     if msr == GLOBAL_OVF_CTRL:
-        if value & ~(s[v + V_GLOBAL_VALID] | STATUS_COND_CHANGED | STATUS_DS_OVERFLOW) != U0:
+        valid = s[v + V_GLOBAL_VALID] | STATUS_COND_CHANGED | STATUS_DS_OVERFLOW
+        if s[v + V_VERSION] < U2 or value & ~valid != U0:
             return REGISTER_BAD
         s[v + V_GLOBAL_STATUS] &= ~value
-        s[v + V_OVF_CTRL] = value
+        s[v + V_OVF_CTRL] = value if s[v + V_RULES] & RULE_OVF_CTRL_ZERO == U0 else U0
         return REGISTER_STATUS
     if msr == LVTPC:
         s[v + V_LVTPC] = value
         return REGISTER_NOTHING
-    if msr == DEBUGCTL and value & ~U3 == U0:
+    if (msr == DEBUGCTL and value & ~U3 == U0) or _of_p6(msr):
         return REGISTER_NOTHING
     return REGISTER_BAD
+
+
+@kernel
+def _of_p6(msr: np.uint64) -> bool:
+    """Return whether an MSR is one that KVM accepts and ignores where the guest has no such counter."""
+    return bool(P6_PMC1 - msr <= U1 or P6_EVENTSEL1 - msr <= U1)
 
 
 @inlined
@@ -211,32 +280,46 @@ def check_read(s: Arena, v: np.uint64, msr: np.uint64) -> tuple[np.uint64, np.ui
         REGISTER_STORE with the value read, REGISTER_COUNTER with the slot to read, REGISTER_STATUS with the
         stored GLOBAL_STATUS, or REGISTER_BAD.
     """
-    if msr == GLOBAL_STATUS:
-        return REGISTER_STATUS, s[v + V_GLOBAL_STATUS]
-    if msr == FIXED_CTR_CTRL:
-        return REGISTER_STORE, s[v + V_FIXED_CTRL]
-    if msr == GLOBAL_CTRL:
-        return REGISTER_STORE, s[v + V_GLOBAL_CTRL]
+    if msr - FIXED_CTR_CTRL <= U3:
+        if s[v + V_VERSION] < U2:
+            return REGISTER_BAD, U0
+        if msr == GLOBAL_STATUS:
+            return REGISTER_STATUS, s[v + V_GLOBAL_STATUS]
+        if msr == FIXED_CTR_CTRL:
+            return REGISTER_STORE, s[v + V_FIXED_CTRL]
+        if msr == GLOBAL_CTRL:
+            return REGISTER_STORE, s[v + V_GLOBAL_CTRL]
+        return REGISTER_STORE, s[v + V_OVF_CTRL]
     if msr - EVENTSEL0 < s[v + V_NR_GP]:
         return REGISTER_STORE, s[v + V_EVENTSEL + (msr - EVENTSEL0)]
     if msr - PMC0 < s[v + V_NR_GP]:
         return REGISTER_COUNTER, msr - PMC0
     if msr - FIXED_CTR0 < s[v + V_NR_FIXED]:
         return REGISTER_COUNTER, FIXED_SLOT + (msr - FIXED_CTR0)
-    if msr == GLOBAL_OVF_CTRL:
-        return REGISTER_STORE, s[v + V_OVF_CTRL]
     if msr == LVTPC:
         return REGISTER_STORE, s[v + V_LVTPC]
-    if msr == DEBUGCTL:
+    if msr - FULL_PMC0 < s[v + V_NR_GP] and s[v + V_CAPABILITIES] & CAPABILITIES_FULL_WIDTH != U0:
+        return REGISTER_COUNTER, msr - FULL_PMC0
+    if msr == PERF_CAPABILITIES and s[v + V_RULES] & RULE_CAPABILITIES != U0:
+        return REGISTER_STORE, s[v + V_CAPABILITIES]
+    if msr == DEBUGCTL or _of_p6(msr):
         return REGISTER_STORE, U0
     return REGISTER_BAD, U0
 
 
 @inlined
 def rdpmc_slot(s: Arena, v: np.uint64, index: np.uint64) -> np.uint64:
-    """Return the slot of an RDPMC index as KVM 5.0 decodes it (bits 31:30 stripped), or NO_SLOT."""
+    """Return the slot of an RDPMC index, or NO_SLOT.
+
+    KVM 5.0 strips bits 31:30; later, bits 31:16 are a type: 0 general-purpose, 0x4000 fixed.
+    """
     number = index & _INDEX_BITS
-    if index & RDPMC_FIXED != U0:
+    fixed = index & RDPMC_FIXED != U0
+    if s[v + V_RULES] & RULE_RDPMC_TYPE != U0:
+        number = index & _TYPE_BITS
+        if (not fixed and index >> U16 != U0) or (fixed and index >> U16 != _TYPE_FIXED):
+            return NO_SLOT
+    if fixed:
         return FIXED_SLOT + number if number < s[v + V_NR_FIXED] else NO_SLOT
     return number if number < s[v + V_NR_GP] else NO_SLOT
 
@@ -245,6 +328,49 @@ def rdpmc_slot(s: Arena, v: np.uint64, index: np.uint64) -> np.uint64:
 def rdpmc_value(index: np.uint64, value: np.uint64) -> np.uint64:
     """Cut a counter as a fast RDPMC (bit 31) asks."""
     return value & _MASK32 if index & _FAST != U0 else value
+
+
+@kernel
+def emulated_slots(s: Arena, v: np.uint64, retires: np.uint64, level: np.uint64) -> np.uint64:
+    """Return the vPMCs that count an instruction which KVM emulates (kvm_pmu_trigger_event()).
+
+    Parameters
+    ----------
+    s : uint64[n]
+        The arena.
+    v : uint64
+        Offset of the vCPU's row.
+    retires : uint64
+        RETIRES_ bits: an instruction, a branch.
+    level : uint64
+        1 in kernel mode, 2 in user mode.
+
+    Returns
+    -------
+    uint64
+        Bit per slot.
+    """
+    found = U0
+    slots = slots_of(s[v + V_GLOBAL_CTRL])
+    while slots != U0:
+        slot = lowest_bit(slots)
+        slots &= slots - U1
+        if locally_enabled(s, v, slot) and _counts_emulated(perf_config(s, v, slot), retires, level):
+            found |= U1 << slot
+    return found
+
+
+@kernel
+def _counts_emulated(config: np.uint64, retires: np.uint64, level: np.uint64) -> bool:
+    """Return whether an event's selector counts what an emulated instruction retires, at its level.
+
+    KVM compares event and umask alone.
+    """
+    levels = ((config >> U64(17)) & U1) | ((config >> U64(15)) & U2)
+    if levels & level == U0:
+        return False
+    event = config & _CONFIG
+    return (event == _INSTRUCTIONS and retires & U1 != U0) or (event == _BRANCHES and retires & U2 != U0)
 
 
 @kernel

@@ -25,7 +25,7 @@ from vpmu.kernels.jit import U64, Arena, inlined, kernel
 Result = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 
 '''
-_ACCESS = ("set_msr", "get_msr", "rdpmc", "vm_entry", "vm_exit")
+_ACCESS = ("set_msr", "get_msr", "rdpmc", "trigger_event", "vm_entry", "vm_exit")
 """What an access is made of, in the order of `access_kernel`'s parameters."""
 _PARAMETERS = "s, v, p, index, value, now"
 _ANNOTATED = "s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64"
@@ -85,6 +85,7 @@ access = _module.access
 set_msr = _module.set_msr
 get_msr = _module.get_msr
 rdpmc = _module.rdpmc
+trigger_event = _module.trigger_event
 deliver_pmi = _module.deliver_pmi
 perf_arguments = _module.perf_arguments
 perf_done = _module.perf_done

@@ -22,11 +22,13 @@ from vpmu.kernels.columns import (
     V_HAS_EVENT,
     V_LVTPC,
     V_MASK,
+    V_MASKED,
     V_OPERATION,
     V_PMI,
     V_PRIVATE,
     V_REGISTER,
     V_REQ_COUNT,
+    V_RULES,
     V_VALUE,
 )
 from vpmu.kernels.costs import (
@@ -42,11 +44,14 @@ from vpmu.kernels.designs.common import (
     REGISTER_EVENTSEL,
     REGISTER_FIXED_CTRL,
     REGISTER_GLOBAL_CTRL,
+    RULE_MASK_LVTPC,
+    RULE_REARM,
     STOP_NONE,
     STOP_PERF,
     book_grants,
     check_read,
     check_write,
+    emulated_slots,
     fully_enabled,
     has_event,
     interrupts,
@@ -58,8 +63,8 @@ from vpmu.kernels.designs.common import (
     vcpu_cost,
 )
 from vpmu.kernels.hardware import GP, OK, hw_global, slots_of
-from vpmu.kernels.host.perf import CALL_CREATE, CALL_READ, CALL_RELEASE
-from vpmu.kernels.integers import U0, U1, U2, U3, U8, lowest_bit, sign_extend32
+from vpmu.kernels.host.perf import CALL_CREATE, CALL_PERIOD, CALL_READ, CALL_RELEASE
+from vpmu.kernels.integers import U0, U1, U2, U3, U8, lowest_bit
 from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.msr import LVT_MASKED
 from vpmu.kernels.perf.interrupt import ACCESS_WRITE
@@ -68,6 +73,10 @@ from vpmu.kernels.perf.schedule import slot_bit
 DESCRIPTION = "Linux 5.0: a host perf event per counting vPMC, created anew at every change"
 INTERCEPTS = True
 
+_WRITTEN = V_PRIVATE
+"""Private column: the word that a write of a running counter is to leave there."""
+_BUMPED = U64(V_PRIVATE + 1)
+"""Private column: bit per vPMC that an emulated instruction was counted on, a wrap not yet looked for."""
 _FIELD = U64(0xF)
 _SLOTS = U64(SLOTS)
 
@@ -105,7 +114,7 @@ def set_msr(
         OK or GP; 0; software time; STOP_PERF if host perf has work to do first.
     """
     ns = vcpu_cost(s, v, COST_MSR_INTERCEPT)
-    what, slot = check_write(s, v, index, value)
+    what, slot, word = check_write(s, v, index, value)
     if what == REGISTER_BAD:
         return GP, U0, ns, STOP_NONE
     if what == REGISTER_GLOBAL_CTRL:
@@ -124,21 +133,23 @@ def set_msr(
             if (changed >> (U64(i) << U2)) & _FIELD != U0:
                 _reprogram(s, v, FIXED_SLOT + U64(i))
     elif what == REGISTER_COUNTER:
-        _write_counter(s, v, slot, value)
+        _write_counter(s, v, slot, word)
     return OK, U0, ns, _stop(s, v)
 
 
 @kernel
-def _write_counter(s: Arena, v: np.uint64, slot: np.uint64, value: np.uint64) -> None:
+def _write_counter(s: Arena, v: np.uint64, slot: np.uint64, word: np.uint64) -> None:
     """Move a vPMC's base so that it reads the word written.
 
-    The word is sign-extended from 32 bits, for fixed counters, too; the event runs on as it was.
+    In Linux 5.0 the event runs on as it was; later its period is that of the new count.
     """
     if has_event(s, v, slot):
         request(s, v, CALL_READ, slot)
-        s[v + V_PRIVATE] = value
+        s[v + _WRITTEN] = word
+        if s[v + V_RULES] & RULE_REARM != U0:
+            request(s, v, CALL_PERIOD, slot)
     else:
-        s[v + V_COUNTER + slot] = sign_extend32(value, s[v + V_MASK])
+        s[v + V_COUNTER + slot] = word
 
 
 @kernel
@@ -190,9 +201,7 @@ def deliver_pmi(
     while slots != U0:
         slot = lowest_bit(slots)
         slots &= slots - U1
-        s[v + V_GLOBAL_STATUS] |= slot_bit(slot)
-        if interrupts(s, v, slot):
-            s[v + V_PMI] = U1
+        _overflowed(s, v, slot)
         if has_event(s, v, slot):
             _reprogram(s, v, slot)
     return OK, U0, U0, _stop(s, v)
@@ -214,11 +223,52 @@ def perf_done(
         s[v + V_HAS_EVENT] |= U1 << slot
         book_grants(s, v, p, now)
     elif call == CALL_READ and s[v + V_OPERATION] == ACCESS_WRITE:
-        written = sign_extend32(s[v + V_PRIVATE], s[v + V_MASK])
-        s[v + V_COUNTER + slot] += written - count
+        s[v + V_COUNTER + slot] += s[v + _WRITTEN] - count
+    elif call == CALL_PERIOD:
+        _judge(s, v, slot, count)
     elif call == CALL_READ:
         s[v + V_VALUE] = rdpmc_value(s[v + V_REGISTER], count) if s[v + V_OPERATION] != U1 else count
     return OK, U0, U0, STOP_NONE
+
+
+@kernel
+def _judge(s: Arena, v: np.uint64, slot: np.uint64, count: np.uint64) -> None:
+    """Take notice if an emulated instruction has made a vPMC wrap."""
+    bumped = s[v + _BUMPED] & (U1 << slot)
+    s[v + _BUMPED] &= ~bumped
+    if bumped != U0 and count == U0:
+        _overflowed(s, v, slot)
+
+
+@kernel
+def _overflowed(s: Arena, v: np.uint64, slot: np.uint64) -> None:
+    """Set a vPMC's overflow bit and ask for a PMI, if it is to raise one."""
+    s[v + V_GLOBAL_STATUS] |= slot_bit(slot)
+    if interrupts(s, v, slot):
+        s[v + V_PMI] = U1
+
+
+@kernel
+def trigger_event(
+    s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
+) -> Result:
+    """Count an instruction that KVM emulated; ``index`` says what it retires, ``value`` its level.
+
+    The event is paused, and goes on with the period of the new count (reprogram_counter() of Linux 6.8).
+    """
+    slots = emulated_slots(s, v, index, value)
+    while slots != U0:
+        slot = lowest_bit(slots)
+        slots &= slots - U1
+        if has_event(s, v, slot):
+            # Once what the access itself asks for is done: it may be a write of this counter.
+            s[v + _BUMPED] |= U1 << slot
+            request(s, v, CALL_PERIOD, slot)
+            continue
+        s[v + V_COUNTER + slot] = (s[v + V_COUNTER + slot] + U1) & s[v + V_MASK]
+        if s[v + V_COUNTER + slot] == U0:
+            _overflowed(s, v, slot)
+    return OK, U0, U0, _stop(s, v)
 
 
 @kernel
@@ -229,9 +279,24 @@ def perf_arguments(
     if index & U64(0xFF) == CALL_CREATE:
         slot = index >> U8
         s[p + P_CALL_CONFIG] = perf_config(s, v, slot)
-        s[p + P_CALL_VALUE] = (U0 - s[v + V_COUNTER + slot]) & s[v + V_MASK]
+        s[p + P_CALL_VALUE] = _period(s, v, slot)
         s[p + P_CALL_FLAGS] = U0
+    elif index & U64(0xFF) == CALL_PERIOD:
+        slot = index >> U8
+        bumped = (s[v + _BUMPED] >> slot) & U1
+        s[v + V_COUNTER + slot] = (s[v + V_COUNTER + slot] + bumped) & s[v + V_MASK]
+        s[p + P_CALL_VALUE] = U0 - s[v + V_COUNTER + slot]
+        s[p + P_CALL_CONFIG] = s[v + V_MASK]
     return OK, U0, U0, STOP_NONE
+
+
+@kernel
+def _period(s: Arena, v: np.uint64, slot: np.uint64) -> np.uint64:
+    """Return how many events a vPMC is from its wrap (get_sample_period()); in Linux 5.0, 0 if it reads 0."""
+    period = (U0 - s[v + V_COUNTER + slot]) & s[v + V_MASK]
+    if period == U0 and s[v + V_RULES] & RULE_REARM != U0:
+        return s[v + V_MASK] + U1
+    return period
 
 
 @kernel
@@ -257,7 +322,7 @@ def vm_entry(
 ) -> Result:
     """Enter the guest with its events on; the value is 1 if a PMI is injected (kvm_pmu_deliver_pmi()).
 
-    The injection leaves the LVT's mask bit as it is.
+    In Linux 5.0 the injection leaves the LVT's mask bit as it is.
     """
     hw_global(s, p, s[p + HW_GUEST_CTRL])
     ns = vcpu_cost(s, v, COST_ENTRY)
@@ -266,6 +331,8 @@ def vm_entry(
     s[v + V_PMI] = U0
     if s[v + V_LVTPC] & LVT_MASKED != U0:
         return OK, U0, ns, STOP_NONE
+    if s[v + V_RULES] & RULE_MASK_LVTPC != U0:
+        s[v + V_LVTPC] |= s[v + V_MASKED]
     return OK, U1, ns + vcpu_cost(s, v, COST_INJECT), STOP_NONE
 
 

@@ -87,6 +87,14 @@ def deliver_pmi(
 
 
 @kernel
+def trigger_event(
+    s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
+) -> Result:
+    """Nothing: there is no hypervisor that emulates an instruction, the hardware counts its own."""
+    return OK, U0, U0, STOP_NONE
+
+
+@kernel
 def perf_arguments(
     s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
 ) -> Result:

@@ -27,6 +27,7 @@ from vpmu.kernels.columns import (
     P_CALL_VALUE,
     P_GRANT,
     SLOTS,
+    V_BLOCKED,
     V_COUNTER,
     V_EVENTSEL,
     V_FIXED_CTRL,
@@ -69,6 +70,7 @@ from vpmu.kernels.designs.common import (
     STOP_PERF,
     check_read,
     check_write,
+    emulated_slots,
     fully_enabled,
     has_event,
     interrupts,
@@ -83,7 +85,7 @@ from vpmu.kernels.designs.common import (
 from vpmu.kernels.events import constraint_mask
 from vpmu.kernels.hardware import GP, OK, hw_eventsel, hw_fixed_ctrl, hw_global, slots_of
 from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE, CALL_UPDATE
-from vpmu.kernels.integers import U0, U1, U2, U8, lowest_bit, sign_extend32
+from vpmu.kernels.integers import U0, U1, U2, U8, lowest_bit
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.msr import EVENTSEL_EN, FIXED_PMI, LVT_MASKED, changed_fields
 from vpmu.kernels.perf.schedule import fixed_field, slot_bit
@@ -296,7 +298,7 @@ def set_msr(
         OK or GP; 0; software time and hardware accesses; STOP_PERF if host perf has work to do first.
     """
     ns = vcpu_cost(s, v, COST_MSR_INTERCEPT)
-    what, slot = check_write(s, v, index, value)
+    what, slot, word = check_write(s, v, index, value)
     if what == REGISTER_BAD:
         return GP, U0, ns, STOP_NONE
     if what == REGISTER_GLOBAL_CTRL:
@@ -308,7 +310,7 @@ def set_msr(
     elif what == REGISTER_FIXED_CTRL:
         ns += _fixed_ctrl(s, v, p, value, now)
     elif what == REGISTER_COUNTER:
-        ns += _write_counter(s, v, p, slot, value)
+        ns += _write_counter(s, v, p, slot, word)
     elif what == REGISTER_STATUS:
         _pull_status(s, v, p)
         s[v + V_GLOBAL_STATUS] &= ~value
@@ -365,7 +367,8 @@ def _locally_enabled_slots(s: Arena, v: np.uint64) -> np.uint64:
     fixed = s[v + V_FIXED_CTRL]
     fixed |= fixed >> U1
     slots |= (fixed & U1) << U64(8) | ((fixed >> U64(4)) & U1) << U64(9)
-    return slots | ((fixed >> U64(8)) & U1) << U64(10)
+    slots |= ((fixed >> U64(8)) & U1) << U64(10)
+    return slots & ~s[v + V_BLOCKED]
 
 
 @kernel
@@ -385,16 +388,41 @@ def _fixed_ctrl(s: Arena, v: np.uint64, p: np.uint64, value: np.uint64, now: np.
 
 
 @inlined
-def _write_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, value: np.uint64) -> np.uint64:
-    """Write a count: general-purpose counters take 32 bits, sign-extended; fixed ones all (SDM 18.2)."""
+def _write_counter(s: Arena, v: np.uint64, p: np.uint64, slot: np.uint64, word: np.uint64) -> np.uint64:
+    """Write a count to the counter that serves the vPMC, or keep it; return the cost."""
     s[v + V_USED] |= U1 << slot
-    word = sign_extend32(value, s[v + V_MASK]) if slot < FIXED_SLOT else value & s[v + V_MASK]
     h = _hw_slot(s, v, slot)
     if h == NO_SLOT:
         s[v + V_COUNTER + slot] = word
         return U0
     s[p + HW_COUNTER + h] = word
     return vcpu_cost(s, v, COST_HW_WRMSR)
+
+
+@kernel
+def trigger_event(
+    s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64
+) -> Result:
+    """Count an instruction that KVM emulated; ``index`` says what it retires, ``value`` its level.
+
+    The count goes where the vPMC is: to the hardware counter that serves it, or to what is kept.
+    """
+    slots = emulated_slots(s, v, index, value)
+    ns = U0
+    while slots != U0:
+        slot = lowest_bit(slots)
+        slots &= slots - U1
+        at = v + V_COUNTER + slot
+        h = _hw_slot(s, v, slot)
+        if h != NO_SLOT:
+            at = p + HW_COUNTER + h
+            ns += vcpu_cost(s, v, COST_HW_RDPMC) + vcpu_cost(s, v, COST_HW_WRMSR)
+        s[at] = (s[at] + U1) & s[v + V_MASK]
+        if s[at] == U0:
+            s[v + V_GLOBAL_STATUS] |= slot_bit(slot)
+            if interrupts(s, v, slot):
+                s[v + V_PMI] = U1
+    return OK, U0, ns, STOP_NONE
 
 
 @inlined

@@ -17,6 +17,7 @@ FUNCTIONS = (
     "set_msr",
     "get_msr",
     "rdpmc",
+    "trigger_event",
     "deliver_pmi",
     "perf_arguments",
     "perf_done",
@@ -28,7 +29,7 @@ FUNCTIONS = (
 )
 """The kernels that every design defines."""
 
-_NOT_DESIGNS = {"__init__", "access", "common", "dispatch", "registry"}
+_NOT_DESIGNS = {"__init__", "access", "common", "dispatch", "filter", "registry"}
 _extra: dict[str, Path] = {}
 
 

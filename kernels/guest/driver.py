@@ -223,7 +223,7 @@ def _switched_in(s: Arena, log: Arena, g: np.uint64, now: np.uint64, done: bool)
         period = s[g + G_TICK_NS]
         s[g + G_TICK_AT] += ((now - s[g + G_TICK_AT]) // period + U1) * period
     set_timer(s, g)
-    _note(s, log, g, RECORD_SWITCH, now, identity, U0)
+    note(s, log, g, RECORD_SWITCH, now, identity, U0)
     if thread == U0:
         task_in(s, g + G_CPU_HW, U0, now)
         return
@@ -233,7 +233,7 @@ def _switched_in(s: Arena, log: Arena, g: np.uint64, now: np.uint64, done: bool)
 
 
 @kernel
-def _note(
+def note(
     s: Arena, log: Arena, g: np.uint64, kind: np.uint64, now: np.uint64, register: np.uint64, value: np.uint64
 ) -> None:
     """Put something that happened to a guest into its hash and the log."""
@@ -250,7 +250,7 @@ def deliver_nmi(s: Arena, log: Arena, g: np.uint64, now: np.uint64) -> None:
     A guest whose accesses come from outside handles it there.
     """
     s[g + G_PMIS] += U1
-    _note(s, log, g, RECORD_PMI, now, U0, U0)
+    note(s, log, g, RECORD_PMI, now, U0, U0)
     if s[g + G_IN_PMI] != U0:
         s[g + G_NMI_PENDING] = U1
         return

@@ -9,6 +9,7 @@ from vpmu.kernels.columns import (
     G_ACCESSES,
     G_CPU_HW,
     G_CURRENT,
+    G_EMULATED,
     G_FAULTS,
     G_HASH,
     G_ID,
@@ -56,6 +57,7 @@ from vpmu.kernels.guest.sessions import close_session
 from vpmu.kernels.guest.threads import THREAD_REPLAY
 from vpmu.kernels.guest.truth import (
     truth_counter,
+    truth_emulated,
     truth_eventsel,
     truth_fixed_ctrl,
     truth_full_counter,
@@ -81,8 +83,10 @@ from vpmu.kernels.msr import (
     RDPMC_FIXED,
 )
 from vpmu.kernels.perf.interrupt import (
+    ACCESS_EMULATE,
     ACCESS_RDPMC,
     ACCESS_WRITE,
+    RETIRES_INSTRUCTION,
     access_done,
     access_of,
     adjust_step,
@@ -331,13 +335,19 @@ def guest_complete(
     if outcome != U0:
         s[g + G_FAULTS] += U1
     ok = outcome == U0
-    if operation == ACCESS_RDPMC:
+    retires = RETIRES_INSTRUCTION
+    if operation >= ACCESS_RDPMC:
         action = ACTION_RDPMC
-        if ok:
+        if operation == ACCESS_EMULATE:
+            retires = register
+        elif ok:
             _rdpmc_compare(s, g, register, value)
     else:
         action = _follow(s, g, register, word, writes, ok)
-    record_action(s, action, cost)
+    if ok and s[g + G_EMULATED] != U0:
+        truth_emulated(s, g, retires)
+    if operation != ACCESS_EMULATE:
+        record_action(s, action, cost)
     code = s[g + G_MICRO]
     if code == OP_READ_FIXED_CTRL:
         s[g + G_KEPT] = value

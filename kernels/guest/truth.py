@@ -10,11 +10,15 @@ import numpy as np
 from vpmu.kernels.columns import (
     FIXED_SLOT,
     G_CURRENT,
+    G_FILTER,
     G_FULL_WIDTH,
     G_KERNEL_CURSOR,
     G_KERNEL_PROGRAM,
+    G_LEVEL,
     G_MASK,
+    G_OUTSIDE,
     G_STILL,
+    O_TOTAL,
     R_KINDS,
     T_ARMED,
     T_BASE,
@@ -37,8 +41,18 @@ from vpmu.kernels.columns import (
     T_WRONG,
     TH_CURSOR,
     TH_PROGRAM,
+    TOTALS,
 )
-from vpmu.kernels.events import FIXED_KIND, KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES, event_kind
+from vpmu.kernels.designs.filter import filter_allows, filter_allows_fixed
+from vpmu.kernels.events import (
+    FIXED_KIND,
+    KIND_BRANCHES,
+    KIND_BUS_CYCLES,
+    KIND_INSTRUCTIONS,
+    KIND_NONE,
+    KIND_REF_CYCLES,
+    event_kind,
+)
 from vpmu.kernels.integers import MASK32, U0, U1, U2, U3, U4, U8, U16, lowest_bit, popcount
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
 from vpmu.kernels.msr import changed_fields
@@ -49,6 +63,7 @@ _SIGN = U64(1 << 31)
 _EN = U64(22)
 _INT = U64(20)
 _KIND = U64(0xFF)
+_TOTALS = U64(TOTALS)
 
 
 @kernel
@@ -59,6 +74,9 @@ def retired(s: Arena, g: np.uint64, kind: np.uint64, levels: np.uint64) -> np.ui
     """
     if kind == KIND_NONE:
         return U0
+    if s[g + G_OUTSIDE] != U0:
+        first = s[g + G_OUTSIDE] + O_TOTAL + kind
+        return (levels & U1) * s[first] + (levels >> U1) * s[first + _TOTALS]
     if kind == KIND_REF_CYCLES or kind == KIND_BUS_CYCLES:
         first = g + T_REF if kind == KIND_REF_CYCLES else g + T_REF + U2
         return (levels & U1) * s[first] + (levels >> U1) * s[first + U1]
@@ -84,8 +102,18 @@ def _programmed(s: Arena, g: np.uint64, slot: np.uint64) -> None:
         field = s[g + T_FIXED_CTRL] >> (fixed * U4)
         word = _KINDS[fixed] | (field & U3) << U8 | ((field >> U3) & U1) << U16
         armed = U1 if field & U3 != U0 else U0
+    if s[g + G_FILTER] != U0 and not _allowed(s, g, slot):
+        armed = U0
     s[g + T_MEANING + slot] = word
     s[g + T_ARMED] = (s[g + T_ARMED] & ~(U1 << slot)) | armed << slot
+
+
+@kernel
+def _allowed(s: Arena, g: np.uint64, slot: np.uint64) -> bool:
+    """Return whether the VM's event filter lets a counter count."""
+    if slot < FIXED_SLOT:
+        return filter_allows(s, s[g + G_FILTER], s[g + T_EVENTSEL + slot])
+    return filter_allows_fixed(s, s[g + G_FILTER], slot - FIXED_SLOT)
 
 
 @kernel
@@ -103,7 +131,7 @@ def _slots(bits: np.uint64) -> np.uint64:
 
 @kernel
 def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
-    """Add what was retired since truth_runs() to a counter's count; note a wrap, and the PMI due for it.
+    """Add what was retired since truth_runs() to a counter's count.
 
     What was retired while the counter stood still is kept apart.
     """
@@ -111,6 +139,12 @@ def _close(s: Arena, g: np.uint64, slot: np.uint64) -> None:
     if (s[g + T_STILL] >> slot) & U1 != U0:
         s[g + T_LOST + slot] += events
         return
+    _add(s, g, slot, events)
+
+
+@kernel
+def _add(s: Arena, g: np.uint64, slot: np.uint64, events: np.uint64) -> None:
+    """Add events to a counter's count; note a wrap, and the PMI due for it."""
     s[g + T_COUNT + slot] += events
     if s[g + T_BASE + slot] + s[g + T_COUNT + slot] > s[g + G_MASK]:
         s[g + T_BASE + slot] -= s[g + G_MASK] + U1
@@ -142,6 +176,22 @@ def truth_runs(s: Arena, g: np.uint64) -> None:
         slot = lowest_bit(fresh)
         fresh &= fresh - U1
         s[g + T_EDGE + slot] = _total(s, g, slot)
+
+
+@kernel
+def truth_emulated(s: Arena, g: np.uint64, retires: np.uint64) -> None:
+    """Count an instruction, and perhaps a branch, that the hypervisor emulated: RETIRES_ bits."""
+    slots = s[g + T_ON]
+    while slots != U0:
+        slot = lowest_bit(slots)
+        slots &= slots - U1
+        word = s[g + T_MEANING + slot]
+        kind = word & _KIND
+        counts = (kind == KIND_INSTRUCTIONS and retires & U1 != U0) or (
+            kind == KIND_BRANCHES and retires & U2 != U0
+        )
+        if counts and (word >> U8) & s[g + G_LEVEL] != U0:
+            _add(s, g, slot, U1)
 
 
 @kernel

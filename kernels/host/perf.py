@@ -13,6 +13,7 @@ from vpmu.kernels.columns import (
     E_FLAGS,
     E_FREQUENCY,
     E_INTERRUPTS,
+    E_LEFT,
     E_OWNER,
     E_PERIOD,
     E_SLOT,
@@ -77,6 +78,7 @@ from vpmu.kernels.jit import U64, Arena, kernel
 from vpmu.kernels.log import mix
 from vpmu.kernels.msr import LVTPC
 from vpmu.kernels.perf.context import (
+    all_in,
     context_add,
     context_remove,
     event_init,
@@ -120,6 +122,7 @@ CALL_TICK = U64(8)
 CALL_ROTATE = U64(9)
 CALL_TOOL_OPEN = U64(10)
 CALL_TOOL_CLOSE = U64(11)
+CALL_PERIOD = U64(12)
 
 _EVENT = U64(EVENT_COLUMNS)
 _SLOTS = U64(SLOTS)
@@ -211,6 +214,30 @@ def _read(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
 
 
 @kernel
+def _period(s: Arena, p: np.uint64, v: np.uint64) -> np.uint64:
+    """Give a KVM event another period (perf_event_period()); return the cost.
+
+    P_CALL_VALUE less the event's count, cut to P_CALL_CONFIG, is how many events it is from its next
+    overflow; 0 stands for all of them.
+    """
+    e = event_of(s, v, s[p + P_CALL_SLOT])
+    u = p + P_CPU_HW
+    active = s[e + E_STATE] == EVENT_ACTIVE
+    pmu_disable(s, u)
+    if active:
+        event_out(s, u, s[v + V_CONTEXT], e, s[p + P_NOW])
+    ns = run_queue(s, p)
+    period = (s[p + P_CALL_VALUE] - s[e + E_COUNT]) & s[p + P_CALL_CONFIG]
+    s[e + E_PERIOD] = period if period != U0 else s[p + P_CALL_CONFIG] + U1
+    s[e + E_LEFT] = s[e + E_PERIOD]
+    s[e + E_FLAGS] |= FLAG_SAMPLING
+    if active:
+        all_in(s, u, s[p + P_NOW])
+    pmu_enable(s, u)
+    return ns + pcpu_cost(s, p, COST_PERF_EVENT_UPDATE)
+
+
+@kernel
 def _tool(s: Arena, p: np.uint64, tool: np.uint64, opens: bool) -> np.uint64:
     """Open or close a host tool's events; return the cost."""
     u = p + P_CPU_HW
@@ -295,6 +322,8 @@ def perf_call(s: Arena, p: np.uint64) -> None:
     elif call == CALL_ROTATE:
         rotate(s, u, now)
         ns = pcpu_cost(s, p, COST_PERF_SCHED)
+    elif call == CALL_PERIOD:
+        ns = _period(s, p, v)
     else:
         ns = _tool(s, p, v, call == CALL_TOOL_OPEN)
     s[p + P_CALL_COST] = before + ns + run_queue(s, p)
@@ -310,9 +339,9 @@ def _results(s: Arena, p: np.uint64, u: np.uint64, v: np.uint64, call: np.uint64
     s[p + HW_GUEST_CTRL] = s[u + U_ALL] & ~s[u + U_HOST_MASK]
     if call == CALL_PMI:
         s[p + P_CALL_VALUE] = s[u + U_OVERFLOWED]
-    if call == CALL_RELEASE or call == CALL_READ:
+    if call == CALL_RELEASE or call == CALL_READ or call == CALL_PERIOD:
         s[p + P_CALL_VALUE] = s[event_of(s, v, s[p + P_CALL_SLOT]) + E_COUNT]
-    if call <= CALL_TASK_IN:
+    if call <= CALL_TASK_IN or call == CALL_PERIOD:
         for i in range(_SLOTS):
             slot = U64(i)
             s[p + P_GRANT + slot] = NO_SLOT

@@ -59,6 +59,10 @@ from vpmu.kernels.perf.schedule import (
 ACCESS_READ = U64(1)
 ACCESS_WRITE = U64(2)
 ACCESS_RDPMC = U64(3)
+ACCESS_EMULATE = U64(4)
+"""An instruction that the hypervisor emulates; the register says what it retires: RETIRES_ bits."""
+RETIRES_INSTRUCTION = U64(1)
+RETIRES_BRANCH = U64(2)
 
 CALL_PMI_DONE = U64(1)
 

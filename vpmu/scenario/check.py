@@ -16,13 +16,25 @@ from vpmu.errors import UserError
 from vpmu.scenario.check_fleet import check_event, check_fleet, check_groups_agree, template_as_vm
 from vpmu.scenario.contexts import check_contexts
 from vpmu.scenario.events import check_groups
-from vpmu.scenario.model import Host, Program, Scenario, Session, Thread, Tool, Vm
+from vpmu.scenario.model import (
+    ARCHITECTURAL_EVENTS,
+    FILTER_EVENTS,
+    EventFilter,
+    Host,
+    Program,
+    Scenario,
+    Session,
+    Thread,
+    Tool,
+    Vm,
+)
 from vpmu.schema import join
 
 _NAME = re.compile(r"[A-Za-z0-9_+@-]+")
 _MOST = {"cpus": 8192, "vcpus": 1024, "count": 1_000_000}
 _WORK_LIMIT = Fraction(10**9)
 _MAX_SAMPLE_RATE = 100_000
+_MASKED_ENTRY = 0xFF80_0000_0000_FFFF
 
 
 class _Named(Protocol):
@@ -149,6 +161,7 @@ def _check_vm(vm: Vm, scenario: Scenario, place: _Place) -> None:
     place.within("vcpus", vm.vcpus, 1, _MOST["vcpus"])
     place.within("hz", vm.hz, 1, 10_000)
     _check_sched(vm, place)
+    _check_pmu(vm, place)
     if vm.stop_ns is not None and vm.stop_ns <= vm.start_ns:
         raise place.error("stop", "must be later than start")
     if vm.cpus != "float":
@@ -159,6 +172,37 @@ def _check_vm(vm: Vm, scenario: Scenario, place: _Place) -> None:
         _check_thread(thread, vm, scenario, place.entry("thread", index))
     for index, session in enumerate(vm.sessions):
         _check_session(session, vm, host, place.entry("session", index))
+
+
+def _check_pmu(vm: Vm, place: _Place) -> None:
+    """Check what a VM's PMU is like, and that a guest from outside has no threads of ours."""
+    place.within("pmu_version", vm.pmu_version, 1, 2)
+    if vm.pmu_version == 1 and (vm.sessions or vm.watchdog):
+        raise place.error("pmu_version", "perf in a guest of ours drives a PMU of version 2, found 1")
+    for index, event in enumerate(vm.hide_events):
+        place.known(join("hide_events", index), "architectural event", event, ARCHITECTURAL_EVENTS)
+    if vm.event_filter is not None:
+        _check_filter(vm.event_filter, place)
+    if vm.image and vm.remote:
+        raise place.error("remote", "either an image or remote = true, not both")
+    if vm.image and not Path(vm.image).is_file():
+        raise place.error("image", "no such file", found=vm.image)
+    for key, given in (("thread", vm.threads), ("session", vm.sessions), ("watchdog", vm.watchdog)):
+        if vm.outside and given:
+            raise place.error(key, "does not go with an image or remote = true: the guest brings its own")
+
+
+def _check_filter(found: EventFilter, place: _Place) -> None:
+    """Check an event filter as KVM_SET_PMU_EVENT_FILTER does."""
+    if len(found.events) > FILTER_EVENTS:
+        raise place.error("event_filter.events", f"at most {FILTER_EVENTS}, found {len(found.events)}")
+    place.within("event_filter.fixed_counter_bitmap", found.fixed_counter_bitmap, 0, 2**32 - 1)
+    for index, entry in enumerate(found.events):
+        key = join("event_filter.events", index)
+        place.within(key, entry, 0, 2**64 - 1)
+        if found.masked and entry & ~_MASKED_ENTRY:
+            problem = f"a masked entry has the bits {_MASKED_ENTRY:#x} (umask mask, exclude, umask, event)"
+            raise place.error(key, f"{problem}, found {entry:#x}")
 
 
 def _check_cpus(cpus: tuple[int, ...], host: Host, place: _Place) -> None:

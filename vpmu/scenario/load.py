@@ -110,6 +110,8 @@ def _fill_defaults(raw: Table, directory: Path, file: str) -> None:
         if only_host is not None:
             vm.setdefault("host", only_host)
         _fill_guest(vm, only_program)
+        if isinstance(vm.get("image"), str) and vm["image"]:
+            vm["image"] = str(directory / vm["image"])
     for template in _tables(raw, "template"):
         _fill_guest(template, only_program)
     for fleet in _tables(raw, "fleet"):

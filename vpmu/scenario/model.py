@@ -20,6 +20,18 @@ DEFAULT_PROFILE: Final = "e5-2699v4-linux-5.0"
 DEFAULT_RECORD_FREQUENCY: Final = 4000
 GP_COUNTERS_HT: Final = 4
 GP_COUNTERS_NO_HT: Final = 8
+FILTER_EVENTS: Final = 300
+"""Entries that an event filter may have (KVM_PMU_EVENT_FILTER_MAX_EVENTS)."""
+ARCHITECTURAL_EVENTS: Final = (
+    "cycles",
+    "instructions",
+    "ref-cycles",
+    "llc-references",
+    "llc-misses",
+    "branches",
+    "branch-misses",
+)
+"""The architectural events, in the order of CPUID leaf 0xA's EBX."""
 
 ZERO = Fraction(0)
 START = Duration(0)
@@ -81,6 +93,7 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     watchdog: bool = False
     noise: bool = True
     lvtpc_mask: bool = True
+    kvm: Literal["5.0", "7.0"] = "5.0"
     design: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
 
@@ -135,8 +148,20 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True):
     stop_ns: Duration | None = field(name="stop", default=None)
 
 
+class EventFilter(Struct, frozen=True, forbid_unknown_fields=True):
+    """A VM's PMU event filter, as KVM_SET_PMU_EVENT_FILTER takes it."""
+
+    action: Literal["allow", "deny"]
+    events: tuple[int, ...] = ()
+    fixed_counter_bitmap: int = 0
+    masked: bool = False
+
+
 class Vm(Struct, frozen=True, forbid_unknown_fields=True):
-    """A VM, or `count` equal VMs."""
+    """A VM, or `count` equal VMs.
+
+    With an `image` it is a machine that executes real code, with `remote` its vCPUs are other processes.
+    """
 
     name: str
     host: str
@@ -148,10 +173,20 @@ class Vm(Struct, frozen=True, forbid_unknown_fields=True):
     cpus: tuple[int, ...] | Literal["float"] = "float"
     hz: int = 250
     watchdog: bool = False
+    pmu_version: int = 2
+    hide_events: tuple[str, ...] = ()
+    event_filter: EventFilter | None = None
+    image: str = ""
+    remote: bool = False
     start_ns: Duration = field(name="start", default=START)
     stop_ns: Duration | None = field(name="stop", default=None)
     threads: tuple[Thread, ...] = field(name="thread", default=())
     sessions: tuple[Session, ...] = field(name="session", default=())
+
+    @property
+    def outside(self) -> bool:
+        """Whether its guests decide outside the kernels."""
+        return self.remote or bool(self.image)
 
     def copies(self) -> tuple[str, ...]:
         """Names of the VMs: the name itself, or ``name.0``, ``name.1`` and so on when `count` is above 1."""
