@@ -46,7 +46,6 @@ def boot(processor: Processor, image: Image, arguments: list[str]) -> None:
     processor.write("cr0", _CR0)
     processor.words[at.EFER] = _EFER
     processor.set_msr(EFER, _EFER)
-    processor.unicorn.ctl_flush_tlb()
     if image.multiboot:
         _enter_flat(processor, _CODE32, image.entry)
         processor.write("rax", _MAGIC)

@@ -4,18 +4,24 @@ Time is what the blocks cost, in units of 1/16 core cycle. Cycles, reference cyc
 cost does not fit into the grant is paid in part, so that the cut leaves no trace.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from vpmu.actors.outside import Grant, Watched
+from vpmu.actors.outside import Grant, Watched, time_events
 from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_CYCLES, KIND_DERIVED_FIRST, KIND_REF_CYCLES
 from vpmu.kernels.jit import U64
 from vpmu.machine import layout as at
 
-_KHZ = 1_000_000
-"""Nanoseconds times kHz in a cycle."""
-BUS_KHZ = 100_000
-_TIMED = (int(KIND_CYCLES), int(KIND_REF_CYCLES), int(KIND_BUS_CYCLES))
+_SHIFT = 28
+"""Rates are in 1/2**28 per ns, as the kernels have them."""
 _LEVELS = (1, 2)
+
+
+class Rates(NamedTuple):
+    """What the clocks of a machine count, in 1/2**28 per ns."""
+
+    core: int
+    tsc: int
+    bus: int
 
 
 class Clock:
@@ -25,14 +31,14 @@ class Clock:
     ----------
     words
         The machine's words (`vpmu.machine.layout`).
-    core_khz, tsc_khz
-        Frequencies of the core and of the time-stamp counter.
+    rates
+        Of the core, of the time-stamp counter and of the bus.
     """
 
-    def __init__(self, words: Any, core_khz: int, tsc_khz: int) -> None:
+    def __init__(self, words: Any, rates: Rates) -> None:
         self._words = words
-        self._khz = core_khz * at.UNITS
-        self._core_khz, self._tsc_khz = core_khz, tsc_khz
+        self._rates = rates
+        self._units = rates.core * at.UNITS
         self._grant: Grant
         self._carry = 0
         self._cycle_rest = {1: 0, 2: 0}
@@ -44,7 +50,7 @@ class Clock:
         self._grant = grant
         words[at.COUNT : at.COUNT + 2 * at.KINDS] = 0
         words[at.CLOCK] = self._carry
-        words[at.HARD] = (grant.limit_ns - grant.now_ns) * self._khz // _KHZ
+        words[at.HARD] = (grant.limit_ns - grant.now_ns) * self._units >> _SHIFT
         self._watched = [watched for watched in grant.watched if watched.left]
         self._set_alarms()
 
@@ -67,9 +73,9 @@ class Clock:
         if kind == KIND_CYCLES:
             return 0, max(left * at.UNITS - sum(self._rest(watched.levels)), 1)
         if kind == KIND_REF_CYCLES:
-            return 0, max((left - 1) * self._khz // self._tsc_khz, 1)
+            return 0, max((left - 1) * self._units // self._rates.tsc, 1)
         if kind == KIND_BUS_CYCLES:
-            return 0, max((left - 1) * self._khz // BUS_KHZ, 1)
+            return 0, max((left - 1) * self._units // self._rates.bus, 1)
         if kind >= KIND_DERIVED_FIRST:
             return 0, left * at.UNITS
         return kind, left
@@ -83,28 +89,23 @@ class Clock:
     def now_ns(self) -> int:
         """Virtual time."""
         grant = self._grant
-        return min(grant.now_ns + int(self._words[at.CLOCK]) * _KHZ // self._khz, grant.limit_ns)
+        return min(grant.now_ns + (int(self._words[at.CLOCK]) << _SHIFT) // self._units, grant.limit_ns)
 
     @property
     def tsc(self) -> int:
         """The time-stamp counter."""
-        return self.now_ns * self._tsc_khz // _KHZ
+        return self.now_ns * self._rates.tsc >> _SHIFT
 
     def alarm_at(self, at_ns: int) -> None:
         """Let no block begin after a time."""
         ahead = max(at_ns - self._grant.now_ns, 0)
-        self._words[at.SOFT] = min(-(-ahead * self._khz // _KHZ), at.NEVER)
+        self._words[at.SOFT] = min(-(-ahead * self._units >> _SHIFT), at.NEVER)
 
     def spend(self, units: int) -> int:
         """Let time pass; return how much of it did not fit into the grant."""
         room = max(int(self._words[at.HARD]) - int(self._words[at.CLOCK]), 0)
         self._pass(min(units, room))
         return units - min(units, room)
-
-    def owe(self, units: int) -> None:
-        """Let the next block cost more: what has been paid ahead for it is not its own."""
-        self._owed = units
-        self.spend(units)
 
     def use_up(self) -> None:
         """Pay what is left of the grant towards the next block."""
@@ -134,7 +135,7 @@ class Clock:
         end_ns = self.now_ns
         retired, rest = self._retired(end_ns)
         self._cycle_rest = rest
-        used = (end_ns - self._grant.now_ns) * self._khz // _KHZ
+        used = (end_ns - self._grant.now_ns) * self._units >> _SHIFT
         self._carry = max(int(self._words[at.CLOCK]) - used, 0)
         return end_ns, retired
 
@@ -150,18 +151,8 @@ class Clock:
             for kind, events in enumerate([cycles, *counts[1:]]):
                 if events:
                     retired[kind, level] = events
-        for kind, khz in ((int(KIND_REF_CYCLES), self._tsc_khz), (int(KIND_BUS_CYCLES), BUS_KHZ)):
-            self._follow_time(retired, kind, khz, end_ns, units)
+        total = units[1] + units[2]
+        for kind, events in time_events(self._grant.now_ns, end_ns, self._rates.tsc, self._rates.bus).items():
+            user = events * units[2] // total if total else 0
+            retired |= {(kind, level): part for level, part in ((1, events - user), (2, user)) if part}
         return retired, rest
-
-    def _follow_time(
-        self, retired: dict[tuple[int, int], int], kind: int, khz: int, end_ns: int, units: dict[int, int]
-    ) -> None:
-        """Share what a clock counted among the levels by the time that each of them ran."""
-        if not units[1] + units[2]:
-            return
-        total = end_ns * khz // _KHZ - self._grant.now_ns * khz // _KHZ
-        user = total * units[2] // (units[1] + units[2])
-        for level, events in ((1, total - user), (2, user)):
-            if events:
-                retired[kind, level] = events

@@ -56,6 +56,7 @@ def cpuid(leaf: int, subleaf: int, pmu: Leaf, *, has_perf_capabilities: bool, ap
     return (0, 0, 0, 0)
 
 
+TSC_AUX = 0xC0000103
 TSC, APIC_BASE, FEATURE_CONTROL, SPEC_CTRL, PRED_CMD = 0x10, 0x1B, 0x3A, 0x48, 0x49
 MICROCODE, MTRR_CAP, MISC_ENABLE, DEBUGCTL, PAT, MTRR_TYPE = 0x8B, 0xFE, 0x1A0, 0x1D9, 0x277, 0x2FF
 EFER = 0xC0000080
@@ -64,12 +65,15 @@ LVTPC = 0x834
 
 _KEPT_BY_UNICORN = frozenset([0x174, 0x175, 0x176, PAT, *range(0xC0000081, 0xC0000085), *range(0xC0000100, 0xC0000103)])
 _BASES = frozenset([0xC0000100, 0xC0000101, 0xC0000102])
-_PLAIN = frozenset([FEATURE_CONTROL, SPEC_CTRL, PRED_CMD, MICROCODE, MISC_ENABLE, MTRR_TYPE, 0xC0000103])
+_PLAIN = frozenset([FEATURE_CONTROL, SPEC_CTRL, PRED_CMD, MICROCODE, MISC_ENABLE, MTRR_TYPE, TSC_AUX])
 _EFER_BITS = 1 << 0 | 1 << 8 | 1 << 10 | 1 << 11
 _EFER_LMA = 1 << 10
 _PERFMON_AVAILABLE = 1 << 7
 _BTS_PEBS_UNAVAILABLE = 3 << 11
 _DEBUGCTL_IGNORED = 3
+
+DIRECT = frozenset([SPEC_CTRL, PRED_CMD, *_BASES])
+"""Registers that a guest of KVM writes without an exit."""
 
 PMU = frozenset(
     [*range(0xC1, 0xC9), *range(0x186, 0x18E), *range(0x309, 0x30D), 0x345, *range(0x38D, 0x393), *range(0x4C1, 0x4C9),

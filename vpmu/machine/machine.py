@@ -9,15 +9,13 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpmu.actors.outside import NEVER, Grant, Report, Result
-from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_CYCLES, KIND_DERIVED_FIRST, KIND_REF_CYCLES
+from vpmu.actors.outside import Grant, Report, Result
 from vpmu.kernels.guest.step import GUEST_ACCESS, GUEST_DONE, GUEST_HALT, GUEST_LIMIT, GUEST_OVERFLOW
-from vpmu.kernels.jit import U64
 from vpmu.machine import instructions, model
 from vpmu.machine import layout as at
 from vpmu.machine.apic import Apic
 from vpmu.machine.boot import boot
-from vpmu.machine.clock import Clock
+from vpmu.machine.clock import Clock, Rates
 from vpmu.machine.devices import Ports
 from vpmu.machine.features import Leaf, Msrs
 from vpmu.machine.image import Image
@@ -29,6 +27,7 @@ Life = Generator[Report, Grant, None]
 Ask = Generator[Report, Grant, Result]
 
 _INTERRUPTS_ON = 1 << 9
+_APIC_ENABLED = 1 << 11
 _KERNEL, _USER = 1, 2
 """Levels as a report names them."""
 
@@ -39,8 +38,8 @@ class MachineConfig:
 
     Parameters
     ----------
-    core_khz, tsc_khz
-        Frequencies of its processor.
+    rates
+        What its clocks count.
     pmu
         CPUID leaf 0xA.
     intercepts
@@ -57,8 +56,7 @@ class MachineConfig:
         The guest's command line.
     """
 
-    core_khz: int
-    tsc_khz: int
+    rates: Rates
     pmu: Leaf
     intercepts: bool = True
     perf_capabilities: bool = False
@@ -113,12 +111,14 @@ class Machine:
         self.config = config
         self.processor = Processor(config.memory, config.seed)
         self.apic = Apic()
+        self.apic_mode = _APIC_ENABLED
+        """Bits 11 and 10 of IA32_APIC_BASE: enabled, and in x2APIC mode."""
         self.ports = Ports(console, config.memory)
         self.msrs = Msrs.of(self.processor)
         self.statistics = Statistics()
         self.failure: str | None = None
         """Why the machine stopped without an exit status."""
-        self.clock = Clock(self.processor.words, config.core_khz, config.tsc_khz)
+        self.clock = Clock(self.processor.words, config.rates)
         self._grant: Grant
         self._over = False
         self._handlers = {
@@ -151,7 +151,7 @@ class Machine:
         while not self._over:
             try:
                 if not self._deliver_pending():
-                    yield from self._handlers[self.processor.run()]()
+                    yield from self.handle(self.processor.run())
                 self._over = self.ports.exit_value is not None
             except GuestFault as fault:
                 self._raise(fault)
@@ -161,6 +161,10 @@ class Machine:
                 self._fail(str(fault))
         while True:
             self._take((yield self._report(GUEST_DONE)))
+
+    def handle(self, stop: int) -> Life:
+        """Do what a stop of the processor asks for."""
+        yield from self._handlers[stop]()
 
     def _fail(self, why: str) -> None:
         self.failure = why
@@ -172,14 +176,14 @@ class Machine:
         if grant.pmi is not None:
             self.statistics.pmis += 1
             self.apic.accept_local(grant.pmi)
-        self._set_alarm()
+        self.set_alarm()
 
-    def _set_alarm(self) -> None:
+    def set_alarm(self) -> None:
         """Make the processor stop when the APIC's timer runs down."""
         self.apic.advance(self.clock.now_ns)
         self.clock.alarm_at(self.apic.timer_at_ns)
 
-    def _report(self, reason: U64, **access: int) -> Report:
+    def _report(self, reason: Any, **access: int) -> Report:
         """End the stretch."""
         end_ns, retired = self.clock.end()
         for key, events in retired.items():
@@ -224,8 +228,7 @@ class Machine:
     def halt(self) -> Life:
         """Wait for an interrupt."""
         while not self.ports.exit_value and not self._wakes():
-            at_ns = min(self.apic.timer_at_ns, NEVER)
-            self._take((yield self._report(GUEST_HALT, timer_at_ns=at_ns)))
+            self._take((yield self._report(GUEST_HALT, timer_at_ns=self.apic.timer_at_ns)))
 
     # -- interrupts --
 
@@ -258,8 +261,7 @@ class Machine:
         self.statistics.interrupts += 1
         self.processor.interrupt_string()
         deliver(self.processor, vector)
-        self.processor.words[at.CREDIT] = 0
-        self.clock.owe(model.INTERRUPT * at.UNITS)
+        self.clock.spend(model.INTERRUPT * at.UNITS)
 
     def _raise(self, fault: GuestFault) -> None:
         """Deliver an exception."""
@@ -270,7 +272,7 @@ class Machine:
             deliver(self.processor, fault.vector, fault.error)
         except (MachineError, TripleFault) as error:
             self._fail(str(error))
-        self.clock.owe(model.INTERRUPT * at.UNITS)
+        self.clock.spend(model.INTERRUPT * at.UNITS)
 
     # -- why the processor stopped --
 
@@ -285,21 +287,17 @@ class Machine:
     def _due(self) -> Life:
         late = self.clock.overdue()
         if late is None:
-            self._set_alarm()
+            self.set_alarm()
             return
         self.statistics.lateness.add(late)
         self._take((yield self._report(GUEST_OVERFLOW)))
 
     def _code(self) -> Life:
         instruction = self._instruction()
-        handler = instructions.HANDLERS.get(instructions.handler_name(instruction))
+        handler = instructions.handler_of(instruction)
         if handler is None:
             self.processor.words[at.SKIP] = self.processor.words[at.STOP_ADDRESS]
             return
-        yield from self.carry_out(instruction, handler)
-
-    def carry_out(self, instruction: Any, handler: Callable[..., Life]) -> Life:
-        """Carry an instruction out and go past it; a fault leaves RIP at it."""
         self.processor.words[at.WINDOW] = 0
         yield from handler(self, instruction)
 
