@@ -67,6 +67,14 @@ class Clock:
             words[word : word + at.ALARM_WORDS] = (first, second, limit)
         words[at.ARMED] = len(self._watched)
 
+    def rearm(self) -> None:
+        """Put off alarms that went off before their counter has overflowed: those of derived events are guesses."""
+        for i, watched in enumerate(self._watched):
+            word = at.ALARMS + i * at.ALARM_WORDS
+            first, second, limit = self._words[word : word + at.ALARM_WORDS].tolist()
+            if int(self._words[first]) + int(self._words[second]) >= limit:
+                self._words[word + 2] = limit + at.UNITS
+
     def _alarm(self, watched: Watched) -> tuple[int, int]:
         """Return the kind in whose count a counter's overflow shows, and the least count at which it can have come."""
         kind, left = watched.kind, watched.left

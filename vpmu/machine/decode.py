@@ -7,7 +7,6 @@ from typing import Any
 import capstone
 from capstone import x86_const as x86
 
-from vpmu.kernels.jit import U64
 from vpmu.machine import layout as at
 from vpmu.machine import model
 
@@ -83,8 +82,8 @@ class Block:
 
     Parameters
     ----------
-    address, size
-        As Unicorn calls it.
+    address, code
+        Where it begins, and its bytes.
     parts
         Its instructions.
     cost
@@ -100,7 +99,7 @@ class Block:
     """
 
     address: int
-    size: int
+    code: bytes
     parts: list[Part]
     cost: int
     flags: int
@@ -108,6 +107,11 @@ class Block:
     intercepted: int | None
     end: int
     last_is_software_interrupt: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes, as Unicorn counts them."""
+        return len(self.code)
 
     def counts(self, first: int = 0) -> tuple[int, int, int, int]:
         """Return instructions, branches, loads and stores from part `first` on, as the table counts them."""
@@ -141,7 +145,7 @@ def decode_block(code: bytes, address: int, bits: int) -> Block:
     bits
         64, or 32 in compatibility mode.
     """
-    block = Block(address, len(code), [], 0, 0, 0, None, address, False)
+    block = Block(address, code, [], 0, 0, 0, None, address, False)
     last: Any = None
     for instruction in disassembler(bits).disasm(code, address):
         if is_intercepted(instruction):
@@ -166,7 +170,7 @@ def block_words(block: Block, place: int, last: int, head: int, tail: int) -> li
 
 def slot_of(address: int, size: int) -> int:
     """Return a block's slot in the table, as `vpmu.machine.hooks` finds it."""
-    return int(U64((address >> 4 ^ address ^ size << 3) & (at.SLOTS - 1)))
+    return ((address << 8 | size) * at.GOLDEN & (1 << 64) - 1) >> 64 - at.SLOT_BITS
 
 
 def _part(instruction: Any, start: int) -> Part:

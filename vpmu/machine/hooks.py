@@ -72,7 +72,7 @@ _PREDICTED, _FAR, _STI, _ENABLES, _IRET = (U64(n) for n in (at.FLAG_PREDICTED, a
 _LOOP, _SPIN = U64(at.FLAG_LOOP), U64(at.FLAG_SPIN)
 
 _PAGES, _PAGE_MASK = U64(at.PAGES), U64(at.PAGE_SLOTS - 1)
-_TABLE, _SLOT_MASK = U64(at.TABLE), U64(at.SLOTS - 1)
+_TABLE, _SLOT_SHIFT = U64(at.TABLE), U64(64 - at.SLOT_BITS)
 _KINDS = at.KINDS
 
 _CYCLES = 0  # of kind 0, in units
@@ -81,7 +81,7 @@ _LR, _LM, _LD, _ST = int(KIND_CACHE_REFERENCES), int(KIND_CACHE_MISSES), int(KIN
 _D1, _I1, _DT, _IT = int(KIND_L1D_MISSES), int(KIND_L1I_MISSES), int(KIND_DTLB_LOAD_MISSES), int(KIND_ITLB_MISSES)
 _PE, _SL, _L3 = int(KIND_L1D_PENDING), int(KIND_STALL_L1D), int(KIND_MEM_LOADS_RETIRED_L3_MISS)
 
-_GOLDEN, _MIX1, _MIX2 = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
+_GOLDEN, _MIX1, _MIX2 = U64(at.GOLDEN), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 _S27, _S30, _S31 = U64(27), U64(30), U64(31)
 
 _C_BRANCH, _C_L2, _C_LLC, _C_MEMORY, _C_WALK = (
@@ -199,7 +199,7 @@ def _find(s: Any, address: U64, size: U64) -> U64:
     if s[page] != (address | _PAGE):
         return _U0
     place = s[page + _U1] | (address & _PAGE)
-    entry = _TABLE + (((address >> _U4) ^ address ^ (size << _U3)) & _SLOT_MASK) * U64(at.BLOCK_WORDS)
+    entry = _TABLE + (((address << _BYTE8 | size) * _GOLDEN) >> _SLOT_SHIFT) * U64(at.BLOCK_WORDS)
     if s[entry] != address + _U1 or s[entry + U64(at.BLOCK_PLACE)] != (place << _U16 | size):
         return _U0
     if s[_RAM + (place >> _U3)] != s[entry + U64(at.BLOCK_HEAD)]:

@@ -91,7 +91,10 @@ PAGE_WORDS = 2
 # -- the table of blocks --
 
 TABLE = PAGES + PAGE_SLOTS * PAGE_WORDS
-SLOTS = 1 << 14
+SLOT_BITS = 14
+SLOTS = 1 << SLOT_BITS
+GOLDEN = 0x9E3779B97F4A7C15
+"""Multiplier of the table's hash, and increment of the model's."""
 BLOCK_WORDS = 8
 
 BLOCK_ADDRESS = 0

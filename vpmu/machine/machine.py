@@ -185,6 +185,9 @@ class Machine:
 
     def _report(self, reason: Any, **access: int) -> Report:
         """End the stretch."""
+        late = self.clock.overdue()
+        if late is not None:
+            self.statistics.lateness.add(late)
         end_ns, retired = self.clock.end()
         for key, events in retired.items():
             self.statistics.retired[key] = self.statistics.retired.get(key, 0) + events
@@ -285,11 +288,10 @@ class Machine:
         self._take((yield self._report(GUEST_LIMIT)))
 
     def _due(self) -> Life:
-        late = self.clock.overdue()
-        if late is None:
+        if self.clock.overdue() is None:
+            self.clock.rearm()
             self.set_alarm()
             return
-        self.statistics.lateness.add(late)
         self._take((yield self._report(GUEST_OVERFLOW)))
 
     def _code(self) -> Life:

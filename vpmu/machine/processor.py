@@ -1,5 +1,6 @@
 """Unicorn with its callbacks: registers, memory, blocks, exact counts. It knows no interrupt and no device."""
 
+import contextlib
 import ctypes
 import mmap
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Processor:
         self._word_at = ctypes.byref(self._word)
         self.blocks: dict[tuple[int, int], Block] = {}
         self._hooked: set[int] = set()
+        self._instructions: dict[int, Any] = {}
         self.unicorn.mem_map_ptr(0, memory, uc_const.UC_PROT_ALL, self.ram.ctypes.data)
         self.unicorn.mem_map_ptr(at.TRAMPOLINE_PHYSICAL, PAGE, uc_const.UC_PROT_ALL, self.trampoline.ctypes.data)
         self.unicorn.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
@@ -214,14 +216,17 @@ class Processor:
 
     def instruction_at(self, address: int) -> Any:
         """Decode the instruction at a linear address; None if there is none."""
-        code = b""
-        for i in range(_MAX_INSTRUCTION):
-            try:
-                place = self.translate(address + i, FETCH)
-            except GuestFault:
-                break
-            code += self.ram[place : place + 1].tobytes()
-        return next(disassembler(self.bits).disasm(code, address, 1), None)
+        known = self._instructions.get(address)
+        if known is not None and self.read_code(address, known.size) == bytes(known.bytes):
+            return known
+        here = min(PAGE - address % PAGE, _MAX_INSTRUCTION)
+        code = self.read_code(address, here)
+        if here < _MAX_INSTRUCTION:
+            with contextlib.suppress(GuestFault):
+                code += self.read_code(address + here, _MAX_INSTRUCTION - here)
+        found = next(disassembler(self.bits).disasm(code, address, 1), None)
+        self._instructions[address] = found
+        return found
 
     # -- running --
 
@@ -272,19 +277,31 @@ class Processor:
         self.words[page] = address | PAGE - 1
         self.words[page + 1] = place & ~(PAGE - 1)
         last = self.translate(address + size - 1, FETCH)
-        code = self.read_code(address, size)
-        block = decode_block(code, address, self.bits)
-        self.blocks[address, size] = block
-        if block.intercepted is not None and block.intercepted not in self._hooked:
-            self.stop_before(block.intercepted)
-            self.forget_code(address, size)
+        block = self._block(address, self.read_code(address, size))
         head, tail = (int(self.words[at.RAM + (byte >> 3)]) for byte in (place, last))
         entry = at.TABLE + slot_of(address, size) * at.BLOCK_WORDS
         self.words[entry : entry + at.BLOCK_WORDS] = block_words(block, place, last, head, tail)
 
+    def _block(self, address: int, code: bytes) -> Block:
+        """Decode a block, unless it has been, and stop Unicorn before what the machine carries out itself."""
+        known = self.blocks.get((address, len(code)))
+        if known is not None and known.code == code:
+            return known
+        block = decode_block(code, address, self.bits)
+        self.blocks[address, len(code)] = block
+        if block.intercepted is not None and block.intercepted not in self._hooked:
+            self.stop_before(block.intercepted)
+            self.forget_code(address, len(code))
+        return block
+
     def read_code(self, address: int, size: int) -> bytes:
-        """Return code bytes at a linear address."""
-        return bytes(int(self.ram[self.translate(address + i, FETCH)]) for i in range(size))
+        """Return code bytes at a linear address; raises `GuestFault`."""
+        code = b""
+        while len(code) < size:
+            place = self.translate(address + len(code), FETCH)
+            piece = min(size - len(code), PAGE - place % PAGE)
+            code += self.ram[place : place + piece].tobytes()
+        return code
 
     def _settle(self) -> None:
         """Count a string instruction that has come to its end."""
