@@ -393,12 +393,13 @@ def on_tlb_miss(uc: Any, page: Any, kind: Any, result: Any, user: Any) -> bool:
         s[at.STOP] = _STOP_FAULT
         s[at.STOP_ADDRESS] = page
         s[at.STOP_DETAIL] = found >> _U1
+        s[at.STOP_ACCESS] = access
         return False
     physical = found & ~_PAGE
     if physical >= s[at.RAM_BYTES]:
         s[at.STOP] = _STOP_DEVICE
         s[at.STOP_ADDRESS] = page
-        s[at.STOP_DETAIL] = access
+        s[at.STOP_ACCESS] = access
         return False
     if access == FETCH:
         slot = _PAGES + ((page >> _U12) & _PAGE_MASK) * _U2

@@ -55,6 +55,8 @@ SCRATCH = 24
 """Four words that registers are read to."""
 GENERATION = 28
 """Blocks of the table that were thrown out because their code had changed."""
+STOP_ACCESS = 29
+"""With `STOP_FAULT` and `STOP_DEVICE`: 0 for a read, 1 for a write, 2 for an instruction fetch."""
 
 COUNT = 32
 """Events since the grant by level, 16 kinds each (`vpmu.kernels.events`); that of cycles is in 1/16 cycle."""

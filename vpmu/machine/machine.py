@@ -21,13 +21,15 @@ from vpmu.machine.features import Leaf, Msrs
 from vpmu.machine.image import Image
 from vpmu.machine.interrupts import NMI, TripleFault, deliver
 from vpmu.machine.operands import address_in_page
-from vpmu.machine.processor import GuestFault, MachineError, Processor
+from vpmu.machine.processor import PAGE, GuestFault, MachineError, Processor
 
 Life = Generator[Report, Grant, None]
 Ask = Generator[Report, Grant, Result]
 
 _INTERRUPTS_ON = 1 << 9
 _APIC_ENABLED = 1 << 11
+_AT_INSTRUCTION = (at.STOP_CODE, at.STOP_FAULT, at.STOP_DEVICE, at.STOP_VECTOR)
+"""Stops at an instruction that has not been executed."""
 _KERNEL, _USER = 1, 2
 """Levels as a report names them."""
 
@@ -93,6 +95,10 @@ class Statistics:
     exceptions: int = 0
     lateness: Lateness = field(default_factory=Lateness)
 
+    def total(self, kind: int) -> int:
+        """Return the events of a kind at all levels."""
+        return sum(events for (each, _), events in self.retired.items() if each == kind)
+
 
 class Machine:
     """One machine with one processor.
@@ -136,6 +142,11 @@ class Machine:
         next(self._life)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the machine has stopped for good: by the debug-exit port or by a failure."""
+        return self._over
+
+    @property
     def exit_value(self) -> int | None:
         """What the guest wrote to the debug-exit port; None if it has not."""
         return self.ports.exit_value
@@ -163,8 +174,21 @@ class Machine:
             self._take((yield self._report(GUEST_DONE)))
 
     def handle(self, stop: int) -> Life:
-        """Do what a stop of the processor asks for."""
+        """Do what a stop of the processor asks for.
+
+        If a counter has overflowed in the block before, the host is told first; the processor then comes
+        to the same instruction again.
+        """
+        if stop in _AT_INSTRUCTION and self.clock.overdue() is not None and not self._after_interrupt():
+            self._take((yield self._report(GUEST_OVERFLOW)))
+            return
         yield from self._handlers[stop]()
+
+    def _after_interrupt(self) -> bool:
+        """Say whether RIP stands behind an INT instruction, which cannot be executed again."""
+        words = self.processor.words
+        block = self.processor.blocks.get((int(words[at.LAST]), int(words[at.LAST_SIZE])))
+        return block is not None and block.last_is_software_interrupt and self.processor.read("rip") == block.end
 
     def _fail(self, why: str) -> None:
         self.failure = why
@@ -298,6 +322,7 @@ class Machine:
         instruction = self._instruction()
         handler = instructions.handler_of(instruction)
         if handler is None:
+            self.processor.take_back()
             self.processor.words[at.SKIP] = self.processor.words[at.STOP_ADDRESS]
             return
         self.processor.words[at.WINDOW] = 0
@@ -314,14 +339,16 @@ class Machine:
         words = self.processor.words
         page, error = int(words[at.STOP_ADDRESS]), int(words[at.STOP_DETAIL])
         rip = self.processor.read("rip")
-        if error & 16 or (rip & ~0xFFF == page and not self.processor.ram.size > page):
-            address = max(rip, page) if rip < page + 4096 else page
+        if self.processor.fetches:
+            address = max(rip, page) if rip < page + PAGE else page
         else:
             address = address_in_page(self.processor, self.processor.instruction_at(rip), page)
         raise GuestFault(14, error, address)
         yield
 
     def _device(self) -> Life:
+        if self.processor.fetches:
+            raise MachineError(f"jump to {self.processor.read('rip'):#x}, where no memory is")
         yield from instructions.access_device(self, self._instruction(), int(self.processor.words[at.STOP_ADDRESS]))
 
     def _exception(self) -> Life:

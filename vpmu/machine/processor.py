@@ -248,8 +248,8 @@ class Processor:
             stop = at.STOP_VECTOR
         if stop == at.STOP_MISS:
             self._learn(int(words[at.STOP_ADDRESS]), int(words[at.STOP_DETAIL]))
-        elif stop in (at.STOP_FAULT, at.STOP_DEVICE, at.STOP_VECTOR):
-            self._take_back(stop)
+        elif stop == at.STOP_VECTOR or (stop in (at.STOP_FAULT, at.STOP_DEVICE) and not self.fetches):
+            self.take_back()
         self._settle()
         return stop
 
@@ -314,11 +314,14 @@ class Processor:
         """An interrupt breaks a string instruction off: it counts when it is through, after the return."""
         self.words[at.REP_ADDRESS] = 0
 
-    def _take_back(self, stop: int) -> None:
-        """Uncount what follows the instruction at RIP, which has not retired, in the block that was entered last."""
+    @property
+    def fetches(self) -> bool:
+        """Whether what stopped the processor was an instruction fetch: then its block has not begun."""
+        return bool(self.words[at.STOP_ACCESS] == FETCH)
+
+    def take_back(self) -> None:
+        """Uncount the instruction at RIP, which has not retired, and what follows it in the block entered last."""
         words = self.words
-        if stop == at.STOP_FAULT and int(words[at.STOP_DETAIL]) & 16:
-            return
         block = self.blocks.get((int(words[at.LAST]), int(words[at.LAST_SIZE])))
         index = None if block is None else block.index(self.read("rip"))
         if block is None or index is None:
