@@ -50,7 +50,7 @@ class Clock:
         self._grant = grant
         words[at.COUNT : at.COUNT + 2 * at.KINDS] = 0
         words[at.CLOCK] = self._carry
-        words[at.HARD] = (grant.limit_ns - grant.now_ns) * self._units >> _SHIFT
+        words[at.HARD] = self._at(grant.limit_ns) - self._at(grant.now_ns)
         self._watched = [watched for watched in grant.watched if watched.left]
         self._set_alarms()
 
@@ -96,8 +96,14 @@ class Clock:
     @property
     def now_ns(self) -> int:
         """Virtual time."""
-        grant = self._grant
-        return min(grant.now_ns + (int(self._words[at.CLOCK]) << _SHIFT) // self._units, grant.limit_ns)
+        grant, clock = self._grant, int(self._words[at.CLOCK])
+        if clock >= int(self._words[at.HARD]):
+            return grant.limit_ns
+        return max(((self._at(grant.now_ns) + clock) << _SHIFT) // self._units, grant.now_ns)
+
+    def _at(self, at_ns: int) -> int:
+        """Return the units from virtual time 0 on, so that a time's cuts are not rounded one by one."""
+        return at_ns * self._units >> _SHIFT
 
     @property
     def tsc(self) -> int:
@@ -107,7 +113,7 @@ class Clock:
     def alarm_at(self, at_ns: int) -> None:
         """Let no block begin after a time."""
         ahead = max(at_ns - self._grant.now_ns, 0)
-        self._words[at.SOFT] = min(-(-ahead * self._units >> _SHIFT), at.NEVER)
+        self._words[at.SOFT] = min(self._at(self._grant.now_ns + ahead) - self._at(self._grant.now_ns) + 1, at.NEVER)
 
     def spend(self, units: int) -> int:
         """Let time pass; return how much of it did not fit into the grant."""
@@ -143,7 +149,7 @@ class Clock:
         end_ns = self.now_ns
         retired, rest = self._retired(end_ns)
         self._cycle_rest = rest
-        used = (end_ns - self._grant.now_ns) * self._units >> _SHIFT
+        used = self._at(end_ns) - self._at(self._grant.now_ns)
         self._carry = max(int(self._words[at.CLOCK]) - used, 0)
         return end_ns, retired
 

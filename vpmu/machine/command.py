@@ -149,7 +149,7 @@ def guest_scenario(command: GuestCommand) -> Scenario:
         raw["seed"] = command.seed
     if not Path(command.image).is_file():
         raise UserError("cannot read the image: no such file", file=command.image)
-    return parse_scenario(raw, file, directory)
+    return parse_scenario(raw, file=file, directory=directory)
 
 
 def _read(path: Path) -> dict[str, Any]:
