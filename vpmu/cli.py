@@ -254,6 +254,60 @@ def serve(
     )
 
 
+@app.command("guest")
+def guest(
+    image: Annotated[str, typer.Argument(metavar="IMAGE.elf", help="A 64-bit ELF image, multiboot or not.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGUMENT...]", help="The guest's command line.")
+    ] = None,
+    design: Annotated[
+        str, typer.Option(metavar="NAME", help="A name of `vpmu designs`, or FILE.py.")
+    ] = "optimized",
+    profile: Annotated[str | None, typer.Option(metavar="NAME", help="The host's cost profile.")] = None,
+    cpus: Annotated[int, typer.Option(help="Processors of the machine: 1.")] = 1,
+    kvm: Annotated[str | None, typer.Option(metavar="5.0|7.0", help="Rules of KVM.")] = None,
+    pmu_version: Annotated[int, typer.Option(help="PMU version that the guest is told.")] = 2,
+    hide_event: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An architectural event that CPUID denies; repeatable."),
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Share the host and the load of this scenario.")
+    ] = None,
+    limit: Annotated[str, typer.Option(metavar="DURATION", help="Virtual time to stop it at.")] = "10 s",
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    memory: Annotated[int, typer.Option(metavar="MIB", help="RAM.")] = 512,
+    forced_emulation: Annotated[
+        bool, typer.Option(help="Offer the forced-emulation prefix (ud2 and `kvm`).")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON at the end; the console goes to stderr.")
+    ] = False,
+) -> int:
+    """Boot an image of x86-64 code as a guest; needs the extra vpmu[machine]."""
+    from vpmu.machine.command import GuestCommand, guest_command
+
+    if cpus != 1:
+        raise UserError("the machine has one processor", file="--cpus", found=str(cpus), allowed=["1"])
+    return guest_command(
+        GuestCommand(
+            image=image,
+            design=design,
+            profile=profile,
+            kvm=kvm,
+            pmu_version=pmu_version,
+            hide_events=tuple(hide_event or ()),
+            scenario=scenario,
+            limit=limit,
+            seed=seed,
+            memory=memory,
+            forced_emulation=forced_emulation,
+            arguments=tuple(arguments or ()),
+            as_json=as_json,
+        )
+    )
+
+
 @app.command()
 def resume(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the run writes its results.")],

@@ -1,0 +1,133 @@
+"""Four-level paging (SDM vol. 3, 4.5), for compiled callbacks and for what Python reads and writes in a guest."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numba
+import numpy as np
+
+from vpmu.machine.layout import RAM, RAM_BYTES
+
+U64 = np.uint64
+
+READ = U64(0)
+WRITE = U64(1)
+FETCH = U64(2)
+
+FAULT = U64(1)
+"""Set in what `walk` returns if there is a page fault; the error code then stands above it."""
+
+_ERROR_PRESENT = U64(1)
+_ERROR_WRITE = U64(2)
+_ERROR_USER = U64(4)
+_ERROR_RESERVED = U64(8)
+_ERROR_FETCH = U64(16)
+
+_U0, _U1, _U3, _U8, _U9, _U12, _U39, _U63 = (U64(n) for n in (0, 1, 3, 8, 9, 12, 39, 63))
+_PRESENT, _WRITABLE, _USER, _ACCESSED, _DIRTY, _LARGE = (U64(n) for n in (1, 2, 4, 0x20, 0x40, 0x80))
+_NX = U64(1 << 63)
+_FRAME = U64(0x000FFFFFFFFFF000)
+_INDEX = U64(0x1FF)
+_PAGE = U64(0xFFF)
+_CR0_PG = U64(1 << 31)
+_CR0_WP = U64(1 << 16)
+_CR3_FRAME = U64(0x000FFFFFFFFFF000)
+_EFER_NXE = U64(1 << 11)
+_RAM = U64(RAM)
+_RAM_BYTES = U64(RAM_BYTES)
+_CANONICAL = U64(0xFFFF800000000000)
+
+MAY_WRITE = U64(2)
+MAY_EXECUTE = U64(4)
+_PERMISSIONS = U64(6)
+
+
+def _walk(
+    s: "np.ndarray[Any, np.dtype[np.uint64]]",
+    cr0: U64,
+    cr3: U64,
+    efer: U64,
+    user: U64,
+    address: U64,
+    access: U64,
+) -> U64:
+    """Translate an address; set accessed and dirty bits as the processor does.
+
+    Parameters
+    ----------
+    s : uint64[machine]
+        The machine's words (`vpmu.machine.layout`).
+    cr0, cr3, efer : uint64
+        Control registers.
+    user : uint64
+        1 for an access at CPL 3, otherwise 0.
+    address : uint64
+        Linear address.
+    access : uint64
+        READ, WRITE or FETCH.
+
+    Returns
+    -------
+    uint64
+        The physical page, with `MAY_WRITE` and `MAY_EXECUTE` in its low bits; or a page fault's error
+        code times 2, plus `FAULT`.
+    """
+    if cr0 & _CR0_PG == _U0:
+        return (address & ~_PAGE) | MAY_WRITE | MAY_EXECUTE
+    nx = efer & _EFER_NXE
+    error = user * _ERROR_USER
+    if access == WRITE:
+        error |= _ERROR_WRITE
+    if access == FETCH and nx != _U0:
+        error |= _ERROR_FETCH
+    sign = address & _CANONICAL
+    if sign != _U0 and sign != _CANONICAL:
+        return (error << _U1) | FAULT
+    table = cr3 & _CR3_FRAME
+    shift = _U39
+    writable = _U1
+    reachable = _U1
+    executable = _U1
+    while True:
+        place = table + (((address >> shift) & _INDEX) << _U3)
+        if place >= s[_RAM_BYTES]:
+            return (error << _U1) | FAULT
+        word = _RAM + (place >> _U3)
+        entry = s[word]
+        if entry & _PRESENT == _U0:
+            return (error << _U1) | FAULT
+        if entry & _NX != _U0:
+            if nx == _U0:
+                return ((error | _ERROR_PRESENT | _ERROR_RESERVED) << _U1) | FAULT
+            executable = _U0
+        if entry & _WRITABLE == _U0:
+            writable = _U0
+        if entry & _USER == _U0:
+            reachable = _U0
+        s[word] = entry | _ACCESSED
+        if shift == _U12 or (shift != _U39 and entry & _LARGE != _U0):
+            break
+        table = entry & _FRAME
+        shift -= _U9
+    protected = user != _U0 or cr0 & _CR0_WP != _U0
+    allowed = not (user != _U0 and reachable == _U0)
+    if access == WRITE and writable == _U0 and protected:
+        allowed = False
+    if access == FETCH and executable == _U0:
+        allowed = False
+    if not allowed:
+        return ((error | _ERROR_PRESENT) << _U1) | FAULT
+    if access == WRITE:
+        s[word] = s[word] | _DIRTY
+    inside = (_U1 << shift) - _U1
+    page = ((entry & _FRAME) & ~inside) | (address & inside & ~_PAGE)
+    may = _U0
+    if (writable != _U0 or not protected) and s[word] & _DIRTY != _U0:
+        may |= MAY_WRITE
+    if executable != _U0:
+        may |= MAY_EXECUTE
+    return page | may
+
+
+walk = cast("Callable[..., U64]", numba.njit(inline="never", nogil=True)(_walk))
+"""`_walk`, compiled, for callbacks and Python alike."""
