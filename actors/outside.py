@@ -8,7 +8,7 @@ knows how the answer comes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -61,8 +61,7 @@ class OutsideError(Exception):
     """A guest's report breaks the rules; whoever asked for it cuts the guest off."""
 
 
-@dataclass(slots=True, frozen=True)
-class Watched:
+class Watched(NamedTuple):
     """A counter that counts while the guest runs.
 
     Attributes
@@ -80,8 +79,7 @@ class Watched:
     left: int
 
 
-@dataclass(slots=True, frozen=True)
-class Result:
+class Result(NamedTuple):
     """What became of the access that the guest's last report asked for."""
 
     fault: bool
@@ -89,8 +87,7 @@ class Result:
     cost_ns: int
 
 
-@dataclass(slots=True, frozen=True)
-class Grant:
+class Grant(NamedTuple):
     """The guest may go on.
 
     Attributes
@@ -232,11 +229,13 @@ class OutsideVcpu:
 
     def _watched(self) -> tuple[Watched, ...]:
         words, first = self._words, self._g + _G_WATCH
-        found = []
-        for number in range(words[self._g + _G_NWATCH]):
-            w = first + number * col.WATCH_COLUMNS
-            found.append(Watched(words[w + _W_KIND], words[w + _W_CPL], words[w + _W_LEFT]))
-        return tuple(found)
+        end = first + words[self._g + _G_NWATCH] * col.WATCH_COLUMNS
+        return tuple(
+            [
+                Watched(words[w + _W_KIND], words[w + _W_CPL], words[w + _W_LEFT])
+                for w in range(first, end, col.WATCH_COLUMNS)
+            ]
+        )
 
     def answer(self, report: Report) -> None:
         """Go on with a report.
@@ -252,8 +251,9 @@ class OutsideVcpu:
         self._check(grant, report)
         retired = self._retired
         retired.fill(0)
+        words = retired.data
         for (kind, level), events in report.retired.items():
-            retired[kind + (level - 1) * _KINDS] = events
+            words[kind + (level - 1) * _KINDS] = events
         self._granted = None
         told = self._told.data
         told[0], told[1], told[2] = self._p, report.end_ns, report.reason
