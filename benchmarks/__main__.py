@@ -25,7 +25,7 @@ LIMITS: Final[dict[str, tuple[str, float]]] = {
     "perfdata_memory": ("at most", 1.0),
     "perfdata_two_cpus": ("at least", 1.0),
     "perfdata_two_cpus_memory": ("at most", 1.0),
-    "remote_accesses": ("at least", 0.4),
+    "remote_accesses": ("at least", 0.3),
     "remote_accesses_wanted": ("at least", 1.0),
     "start_help": ("at most", 1.0),
 }

@@ -70,7 +70,7 @@ class Seat:
     is_closed : bool
         Nobody sits here again.
     since_s : float
-        When the guest's turn began, by the caller's clock.
+        When the guest's turn began, by the caller's clock; asking for CPUID does not prolong it.
     """
 
     vm: str
@@ -265,7 +265,6 @@ class Desk:
         if sequence != seat.due:
             raise RemoteProtocolError(f"frame number {sequence}, expected {seat.due}")
         seat.due += 1
-        seat.since_s = now_s
         if isinstance(request, say.Report):
             self._report(seat, sequence, request)
         elif isinstance(request, say.Cpuid):

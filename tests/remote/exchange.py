@@ -1,4 +1,4 @@
-"""The worked exchange of docs/protocol.md: `python -m tests.guests.exchange` prints it."""
+"""The worked exchange of docs/protocol.md: `python -m tests.remote.exchange` prints it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from tests.guests.hosts import FIXED_CTR0, FIXED_CTR_CTRL, GLOBAL_CTRL, LVTPC, NMI, write
+from tests.remote.hosts import FIXED_CTR0, FIXED_CTR_CTRL, GLOBAL_CTRL, LVTPC, NMI, write
 from vpmu.cluster.guests import messages as say
 from vpmu.cluster.guests import wire
 from vpmu.cluster.guests.messages import Grant, Level, Operation, Reason, Retired

@@ -9,7 +9,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.guests.exchange import exchange
+from tests.remote.exchange import exchange
 from vpmu.cluster.errors import LocalProtocolError, RemoteProtocolError
 from vpmu.cluster.guests import messages as say
 from vpmu.cluster.guests import wire
@@ -181,5 +181,5 @@ def test_the_numbers_are_the_kernels():
 
 def test_the_exchange_in_the_documentation_is_what_really_is_said():
     page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    shown = page.split("python -m tests.guests.exchange\n")[1].split("```")[0].rstrip()
+    shown = page.split("python -m tests.remote.exchange\n")[1].split("```")[0].rstrip()
     assert shown == trio.run(exchange)
