@@ -15,7 +15,7 @@ import trio
 from vpmu.errors import Interrupted, UserError
 from vpmu.options import Drive, Progress, RunOptions
 from vpmu.records import KIND_KEPT_BY, RecordWriter
-from vpmu.results import CutOffRow, DesignResult, RunResult, remove_perf_files
+from vpmu.results import CutOffRow, DesignResult, MachineRow, RunResult, remove_perf_files
 from vpmu.resume import design_directory, finish_design, finished_design
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ async def _run_design(
     sink = _Sink(options, name, _open_perf(scenario, programs, machine, options))
     frames: dict[str, int] = {}
     cut_off: list[CutOffRow] = []
+    machines: list[MachineRow] = []
     tell = options.on_waits
     on_waits = None if tell is None else lambda waits: tell(name, waits)
     complete = False
@@ -222,11 +223,13 @@ async def _run_design(
                 _LOG.warning(line)
         elif options.drive is not None:
             cut_off = await _drive(options.drive, scenario, machine, sink, name, progress)
+        elif any(vm.image for vm in scenario.vms):
+            machines = await _drive_machines(scenario, machine, sink, name, progress, options)
         else:
             with _watched(machine, options) as watch:
                 await _advance(machine, sink, name, progress, watch, on_waits)
         result = collect(machine, sink.samples)
-        result.frames, result.cut_off = frames, cut_off
+        result.frames, result.cut_off, result.machines = frames, cut_off, machines
         if options.out is not None:
             from vpmu.retired import write_truth
 
@@ -351,8 +354,34 @@ async def _drive(
     return cut_off
 
 
+async def _drive_machines(
+    scenario: Scenario,
+    machine: Machine,
+    sink: _Sink,
+    name: str,
+    progress: Progress | None,
+    options: RunOptions,
+) -> list[MachineRow]:
+    """Advance a machine some of whose guests execute images; return what became of these."""
+    from vpmu.machine import require_extra
+
+    require_extra()
+    from vpmu.machine.drive import drive_machines
+
+    records = _Records(machine, sink, name, progress)
+    consoles = None if options.out is None else options.out / name
+    machines = await drive_machines(scenario, machine, records.take, consoles)
+    records.close()
+    return machines
+
+
 def _check_guests(scenario: Scenario, options: RunOptions) -> None:
     """Raise UserError if a scenario has guests that this way of running it cannot have."""
+    images = [vm.name for vm in scenario.vms if vm.image]
+    spread = options.workers > 1 or options.messages or bool(options.where.scheduler)
+    if images and (spread or options.every_s is not None or options.drive is not None):
+        problem = f'VM "{images[0]}" executes an image: all of its run is in one process, without checkpoints'
+        raise UserError(problem, file="scenario", key=f"vm.{images[0]}.image")
     remote = [vm.name for vm in scenario.vms if vm.remote]
     if remote and options.drive is None:
         problem = f'VM "{remote[0]}" is remote: `vpmu serve` runs such a scenario'
