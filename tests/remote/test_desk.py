@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.remote.hosts import (
     DESIGNS,
@@ -23,13 +25,16 @@ from tests.remote.hosts import (
     scenario,
     write,
 )
+from tests.remote.test_wire import REQUESTS
+from vpmu.actors.outside import Outside
+from vpmu.build import build
 from vpmu.cluster.guests import messages as say
 from vpmu.cluster.guests import wire
 from vpmu.cluster.guests.desk import MAX_AHEAD
 from vpmu.cluster.guests.messages import Grant, Reason, Refused, Retired
 from vpmu.cluster.guests.serve import Patience
 from vpmu.scenario import Scenario
-from vpmu.serving import Hosted
+from vpmu.serving import Hosted, desk_of
 
 LEFT = 1_000
 STALL = Patience(stall_s=3)
@@ -332,3 +337,61 @@ async def test_the_end_of_the_run_is_told(autojump_clock: trio.testing.MockClock
         await guest.begin()
         await halt_for_ever(guest)
     assert guest.answers[-1] == say.End(host.machine.until_ns, say.EndReason.RUN_OVER)
+
+
+async def test_a_vm_may_have_several_remote_vcpus(autojump_clock: trio.testing.MockClock):
+    of = scenario({"name": "g", "remote": True, "vcpus": 2, "count": 2, "cpus": [0, 1]})
+    async with raw_guest(of, "optimized") as (host, first), trio.open_nursery() as nursery:
+        assert [(seat.vm, seat.number) for seat in host.desk.seats] == [
+            ("g.0", 0),
+            ("g.0", 1),
+            ("g.1", 0),
+            ("g.1", 1),
+        ]
+
+        async def guest(raw: Raw, vm: str, vcpu: int) -> None:
+            welcome = await raw.send(say.Hello(vm, vcpu))
+            assert isinstance(welcome, say.Welcome)
+            assert welcome.vcpu == vcpu
+            await raw.send(say.Start())
+            await halt_for_ever(raw)
+
+        nursery.start_soon(guest, first, "g.0", 1)
+        for vm, vcpu in (("g.0", 0), ("g.1", 0), ("g.1", 1)):
+            nursery.start_soon(guest, Raw(host.port.connect()), vm, vcpu)
+    assert host.desk.cut_off == []
+
+
+FRAMES = st.one_of(
+    REQUESTS.map(lambda request: wire.encode(2, request)),
+    REQUESTS.map(lambda request: wire.encode(0, request)),
+    st.binary(max_size=120),
+    st.none(),
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from((b"guest", b"stranger", b"other")), FRAMES), max_size=12))
+def test_nothing_that_is_said_stops_the_host(said: list[tuple[bytes, bytes | None]]):
+    of = alone()
+    machine = build(of, "optimized")
+    outside = Outside(machine)
+    desk = desk_of(of, machine, outside)
+    desk.take(b"guest", wire.encode(0, say.Hello("g0")), 0)
+    desk.take(b"guest", wire.encode(1, say.Start()), 0)
+    rest = iter(said)
+    while not outside.finished:
+        outside.advance()
+        desk.ask(0)
+        while desk.is_waiting:
+            for peer, frame in desk.outgoing:
+                assert peer in (b"guest", b"stranger", b"other")
+                wire.decode_answer(frame)
+            desk.outgoing.clear()
+            message = next(rest, None)
+            if message is None:
+                desk.lose(b"guest")
+                break
+            desk.take(*message, 0)
+    # However it went, the vCPU has halted or its guest has left; nobody was cut off twice.
+    assert len(desk.cut_off) <= 1
