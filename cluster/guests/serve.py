@@ -74,10 +74,23 @@ async def serve(
     on_records : callable, optional
         Takes the records of each stretch of the kernels, `uint64[n, RECORD_WORDS]`.
     """
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(port.run)
-        await _turns(outside, desk, port, patience, on_records)
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(port.run)
+            await _turns(outside, desk, port, patience, on_records)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _cause(group) from None
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return why the tasks ended, as the caller knows it: Ctrl-C, a full disk."""
+    if group.subgroup(KeyboardInterrupt) is not None:
+        return KeyboardInterrupt()
+    cause: BaseException = group
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    return cause
 
 
 async def _turns(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,14 @@ def test_nobody_comes(tmp_path: Path):
     (design,) = json.loads(stdout)["designs"].values()
     assert [row["reason"] for row in design["cut_off"]] == ["nobody came within 0.2 s"]
     assert "nobody came" in stderr
+
+
+def test_ctrl_c_while_it_waits(tmp_path: Path):
+    with serving("--ipc", str(tmp_path / "run" / "socket")) as (process, _):
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines() == ["interrupted: Ctrl-C; missing: optimized"]
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
