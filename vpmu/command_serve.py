@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -175,6 +176,8 @@ class Reception:
         with self._bound(desk) as port:
             names = ", ".join(seat.name for seat in desk.seats)
             self._say(f"{port.endpoint} waits for guests: {names}; {_NOT_RESUMED}")
+            # What is there now stays: collecting garbage among it would only hold guests up.
+            gc.freeze()
             await serve(outside, desk, port, self._patience, on_records)
         if desk.nr_refused:
             self._say(f"{desk.nr_refused} messages or connections were refused")

@@ -26,6 +26,7 @@ MAX_REFUSED: Final = 100
 
 Sent = tuple[bytes, bytes]
 """A peer, and a frame for it."""
+_DONE: Final = int(Reason.DONE)
 _LOG = logging.getLogger(__name__)
 
 
@@ -69,7 +70,7 @@ class Seat:
     is_closed : bool
         Nobody sits here again.
     since_s : float
-        When the guest's turn began, by the caller's clock.
+        When the guest's turn began, by the caller's clock; asking for CPUID does not prolong it.
     """
 
     vm: str
@@ -132,13 +133,14 @@ class Desk:
         self.cut_off: list[CutOff] = []
         self.refused: list[str] = []
         self.nr_refused = 0
+        self._nr_waiting = 0
         self._by_peer: dict[bytes, Seat] = {}
         self._by_name = {(seat.vm, seat.number): seat for seat in seats}
 
     @property
     def is_waiting(self) -> bool:
         """Whether a vCPU was granted something that its guest has not answered."""
-        return any(seat.grant is not None for seat in self.seats)
+        return self._nr_waiting > 0
 
     def ask(self, now_s: float) -> None:
         """Hand every vCPU's grant, if it has been asked, to its guest."""
@@ -147,6 +149,7 @@ class Desk:
                 # Note that a vCPU that was cut off, too, has to be asked: then it halts on.
                 seat.grant = seat.vcpu.ask()
                 if seat.grant is not None:
+                    self._nr_waiting += 1
                     self._hand_out(seat, now_s)
 
     def take(self, peer: bytes, frame: bytes | None, now_s: float) -> None:
@@ -159,7 +162,8 @@ class Desk:
             self._end(seat, f"sent {MAX_AHEAD} frames ahead of its turn")
             return
         seat.ahead.append(b"" if frame is None else frame)
-        self._listen(seat, now_s)
+        if seat.open is None:
+            self._listen(seat, now_s)
 
     def lose(self, peer: bytes) -> None:
         """Note that a peer's connection is gone."""
@@ -261,7 +265,6 @@ class Desk:
         if sequence != seat.due:
             raise RemoteProtocolError(f"frame number {sequence}, expected {seat.due}")
         seat.due += 1
-        seat.since_s = now_s
         if isinstance(request, say.Report):
             self._report(seat, sequence, request)
         elif isinstance(request, say.Cpuid):
@@ -271,7 +274,7 @@ class Desk:
             seat.has_started, seat.open = True, sequence
             self._hand_out(seat, now_s)
         elif isinstance(request, say.Bye) and seat.grant is not None:
-            self._leave(seat, sequence, Report(seat.grant.now_ns, int(Reason.DONE), {}))
+            self._leave(seat, sequence, Report(seat.grant.now_ns, _DONE))
         else:
             raise RemoteProtocolError(f"{type(request).__name__}, which is not due")
 
@@ -280,16 +283,17 @@ class Desk:
         if grant is None or not seat.has_started:
             raise RemoteProtocolError("Report, which is not due")
         seen = seat.stretches.believed(grant, report)
-        if report.reason == Reason.DONE:
+        if report.reason == _DONE:
             self._leave(seat, sequence, seen)
             return
         seat.vcpu.answer(seen)
-        seat.grant, seat.open = None, sequence
+        self._settle(seat)
+        seat.open = sequence
 
     def _leave(self, seat: Seat, sequence: int, report: Report) -> None:
         seat.vcpu.answer(report)
         self._send(seat.peer, sequence, say.End(report.end_ns, EndReason.LEFT))
-        seat.grant = None
+        self._settle(seat)
         self._close(seat)
 
     # -- who is sent away --
@@ -308,8 +312,13 @@ class Desk:
         _LOG.warning("%s was cut off at %d ns: %s", seat.name, grant.now_ns, reason)
         if seat.peer is not None:
             self._send(seat.peer, seat.due, say.Refused(reason))
-        seat.grant = None
+        self._settle(seat)
         self._close(seat)
+
+    def _settle(self, seat: Seat) -> None:
+        """Note that a vCPU has its answer."""
+        seat.grant = None
+        self._nr_waiting -= 1
 
     def _close(self, seat: Seat) -> None:
         seat.is_closed = True

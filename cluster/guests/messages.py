@@ -150,7 +150,15 @@ class Welcome(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """A counter that counts while the guest runs; `left` events to the next PMI, 0 if it raises none."""
+    """A counter that counts while the guest runs, as `vpmu.actors.outside.Watched`.
+
+    Attributes
+    ----------
+    kind, levels : int
+        What it counts; bit 0: in kernel mode, bit 1: in user mode.
+    left : int
+        Events to the next PMI, 0 if it raises none.
+    """
 
     kind: int
     levels: int

@@ -6,7 +6,6 @@ Clients of this process import it, too; it knows frames as bytes only.
 from __future__ import annotations
 
 import os
-import select
 import stat
 from collections import deque
 from collections.abc import Callable
@@ -21,13 +20,14 @@ from vpmu.cluster.guests.wire import MAX_FRAME_BYTES
 
 HIGH_WATER_FRAMES: Final = 64
 """Frames that ZeroMQ holds per guest and direction; in lock-step there is one."""
-POLL_S: Final = 0.001
-"""How long an idle process blocks for the next frame before trio does; timers may be late by it."""
+POLL_MS: Final = 1
+"""How long the desk's task blocks for the next frame before trio does: so long others of the process wait."""
 _SOURCE: Final = "__fd"
 """libzmq's name for the file descriptor that a message came by."""
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = _NOBLOCK | int(zmq.SNDMORE)
 
 Received = tuple[bytes, bytes | None]
 """A peer and its frame; None if the message was not of one part."""
@@ -36,17 +36,14 @@ Received = tuple[bytes, bytes | None]
 class Port(Protocol):
     """What the desk's task needs of a way in."""
 
-    def receive_nowait(self) -> Received | None:
-        """Return the next message, None if there is none."""
+    def receive(self) -> Received | None:
+        """Return the next message, None if there is none; it may block for a moment."""
 
     def lost(self) -> list[bytes]:
         """Return the peers whose connections ended since the last call."""
 
     def send(self, peer: bytes, frame: bytes) -> None:
         """Send a frame; a peer that is gone, or takes nothing, loses it."""
-
-    def poll(self) -> bool:
-        """Block for a moment, if nobody else in this process wants to run; return whether there is news."""
 
     async def wait(self) -> None:
         """Wait until there may be news."""
@@ -74,16 +71,15 @@ class RouterPort:
         self._router = self._context.socket(zmq.ROUTER)
         self._router.linger = 0
         self._router.set_hwm(HIGH_WATER_FRAMES)
+        self._router.rcvtimeo = POLL_MS
         self._router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         self._monitor = self._router.get_monitor_socket(int(events))
         self._monitor.linger = 0
         self._gate = None if secure is None else secure(self._router)
         self._sources: dict[int, bytes] = {}
+        self._known: set[bytes] = set()
         self._lost: list[bytes] = []
-        self._poller = select.poll()
-        self._poller.register(self._router.fileno(), select.POLLIN)
-        self._poller.register(self._monitor.fileno(), select.POLLIN)
         try:
             self._router.setsockopt(zmq.IPV6, int("[" in endpoint))
             self._router.bind(endpoint)
@@ -92,24 +88,32 @@ class RouterPort:
             raise
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def receive_nowait(self) -> Received | None:
-        """Return the next message, None if there is none."""
+    def receive(self) -> Received | None:
+        """Return the next message, None if there is none within a moment.
+
+        Sleeping in libzmq here spares the way through trio's scheduler, which would cost more than all else
+        that is done for a frame.
+        """
         router = self._router
-        if not _events(router) & _POLLIN:
+        try:
+            peer = router.recv()
+        except zmq.Again:
             return None
-        first = router.recv(_NOBLOCK, copy=False)
-        peer = first.bytes
-        source = int(cast(str, first[_SOURCE]))
-        if self._sources.get(source) != peer:
-            # The number may be an earlier connection's, whose end the monitor told before this message came.
-            self._watch()
-            self._sources[source] = peer
-        frame = router.recv(_NOBLOCK)
-        if not router.get(zmq.RCVMORE):
-            return peer, frame
-        while router.get(zmq.RCVMORE):
-            router.recv(_NOBLOCK)
-        return peer, None
+        part = router.recv(_NOBLOCK, copy=False)
+        if peer not in self._known:
+            self._meet(peer, int(cast(str, part[_SOURCE])))
+        nr_parts = 1
+        while part.more:
+            part = router.recv(_NOBLOCK, copy=False)
+            nr_parts += 1
+        return peer, part.bytes if nr_parts == 1 else None
+
+    def _meet(self, peer: bytes, source: int) -> None:
+        """Note which connection is a new peer's."""
+        # The number may have been an earlier connection's: the monitor told its end before this message came.
+        self._watch()
+        self._sources[source] = peer
+        self._known.add(peer)
 
     def lost(self) -> list[bytes]:
         """Return the peers whose connections ended since the last call."""
@@ -128,22 +132,13 @@ class RouterPort:
                 continue
             peer = self._sources.pop(int(told["value"]), None)
             if peer is not None:
+                self._known.discard(peer)
                 self._lost.append(peer)
 
     def send(self, peer: bytes, frame: bytes) -> None:
         """Send a frame; a peer that is gone, or takes nothing, loses it."""
-        self._router.send(peer, _NOBLOCK | zmq.SNDMORE)
+        self._router.send(peer, _NOBLOCK_MORE)
         self._router.send(frame, _NOBLOCK)
-
-    def poll(self) -> bool:
-        """Block for a moment, if nobody else in this process wants to run; return whether there is news.
-
-        Sleeping in the kernel here spares the way through trio's scheduler.
-        """
-        idle = trio.lowlevel.current_statistics()
-        if idle.tasks_runnable or idle.run_sync_soon_queue_size or idle.seconds_to_next_deadline < POLL_S:
-            return False
-        return bool(self._poller.poll(POLL_S * 1000))
 
     async def wait(self) -> None:
         """Wait until there may be news."""
@@ -210,7 +205,7 @@ class InsidePort:
         self._lost.append(peer)
         self._host.unpark_all()
 
-    def receive_nowait(self) -> Received | None:
+    def receive(self) -> Received | None:
         """Return the next frame, None if there is none."""
         return self._inbox.popleft() if self._inbox else None
 
@@ -224,13 +219,9 @@ class InsidePort:
         self._answers[peer].append(frame)
         self._guests[peer].unpark_all()
 
-    def poll(self) -> bool:
-        """Return whether there is news; there is nothing to block on."""
-        return bool(self._inbox or self._lost)
-
     async def wait(self) -> None:
         """Wait until there is news."""
-        if not self.poll():
+        if not self._inbox and not self._lost:
             await self._host.park()
 
     async def run(self) -> None:

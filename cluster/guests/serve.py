@@ -96,29 +96,45 @@ async def _turns(
         if nr_left == 0 or not desk.is_waiting:
             nr_left = BATCH_FRAMES
             await trio.lowlevel.checkpoint()
-        while desk.is_waiting:
-            await _hear(desk, port, patience, give_up_at)
+        await _hear(desk, port, patience, give_up_at)
     desk.end()
     _send(desk, port)
     await trio.lowlevel.checkpoint()
 
 
 async def _hear(desk: Desk, port: Port, patience: Patience, give_up_at: float) -> None:
-    """Send what is to be sent and take one message, or news that somebody is gone or says nothing."""
-    _send(desk, port)
-    received = port.receive_nowait()
-    if received is not None:
-        desk.take(*received, trio.current_time())
-        return
+    """Take what guests say until all that were asked have answered, and judge those who do not."""
+    nr_left = BATCH_FRAMES
+    while desk.is_waiting:
+        _send(desk, port)
+        received = port.receive()
+        if received is not None:
+            desk.take(*received, trio.current_time())
+            nr_left -= 1
+        if received is None or nr_left == 0:
+            nr_left = BATCH_FRAMES
+            _judge(desk, port, patience, give_up_at)
+            _send(desk, port)
+            if received is None:
+                await _rest(desk, port, min(desk.deadline_s(patience.stall_s), give_up_at))
+            else:
+                await trio.lowlevel.checkpoint()
+
+
+async def _rest(desk: Desk, port: Port, until_s: float) -> None:
+    """Wait for news, if there is anybody to wait for."""
+    if desk.is_waiting:
+        with trio.move_on_at(until_s):
+            await port.wait()
+
+
+def _judge(desk: Desk, port: Port, patience: Patience, give_up_at: float) -> None:
+    """Cut off who is gone, who has had the turn for too long, and for whom nobody has come."""
     for peer in port.lost():
         desk.lose(peer)
-    if not desk.is_waiting or port.poll():
-        return
-    with trio.move_on_at(min(desk.deadline_s(patience.stall_s), give_up_at)):
-        await port.wait()
-        return
-    desk.stalled(trio.current_time(), patience.stall_s)
-    if trio.current_time() >= give_up_at:
+    now_s = trio.current_time()
+    desk.stalled(now_s, patience.stall_s)
+    if now_s >= give_up_at:
         desk.give_up(f"nobody came within {patience.wait_s:g} s")
 
 

@@ -49,12 +49,8 @@ class Stretches:
         if grant.pmi is not None:
             given |= _PMI
             lvtpc = grant.pmi
-        watched = [
-            say.Watched(each.kind, each.levels, each.left)
-            for each in grant.watched
-            if each.kind not in self._rates
-        ]
         self._limit_ns = self._first_limit_ns(grant)
+        watched = [say.Watched(*each) for each in grant.watched if each.kind not in self._rates]
         return say.Grant(grant.now_ns, self._limit_ns, value, cost_ns, given, lvtpc, tuple(watched))
 
     def believed(self, grant: Grant, report: say.Report) -> Report:

@@ -44,6 +44,9 @@ MAX_ENTRIES: Final = 2 * NR_KINDS
 """A grant, or a report, has at most so many entries."""
 
 HEADER: Final = struct.Struct("<4sHHQ")
+_PREFIX: Final = struct.pack("<4sH", MAGIC, VERSION)
+_FIELDS: Final = struct.Struct("<6xHQ")
+"""A header without its prefix."""
 ENTRY: Final = struct.Struct("<IIQ")
 _HELLO: Final = struct.Struct("<III")
 _CPUID: Final = struct.Struct("<II")
@@ -97,15 +100,20 @@ def decode_answer(frame: bytes) -> tuple[int, Answer]:
 def _decode(frame: bytes, decoders: dict[int, Callable[[bytes], _Message]]) -> tuple[int, _Message]:
     if len(frame) < HEADER.size:
         raise RemoteProtocolError(f"frame of {len(frame)} bytes is shorter than its header of {HEADER.size}")
-    magic, version, kind, sequence = HEADER.unpack_from(frame)
-    if magic != MAGIC:
-        raise RemoteProtocolError(f"bad magic {magic!r}, expected {MAGIC!r}")
-    if version != VERSION:
-        raise RemoteProtocolError(f"protocol version {version}, expected {VERSION}")
+    if not frame.startswith(_PREFIX):
+        raise RemoteProtocolError(_prefix_fault(frame))
+    kind, sequence = _FIELDS.unpack_from(frame)
     decoder = decoders.get(kind)
     if decoder is None:
         raise RemoteProtocolError(f"unknown kind {kind:#x}")
     return sequence, decoder(frame)
+
+
+def _prefix_fault(frame: bytes) -> str:
+    magic, version, _, _ = HEADER.unpack_from(frame)
+    if magic != MAGIC:
+        return f"bad magic {magic!r}, expected {MAGIC!r}"
+    return f"protocol version {version}, expected {VERSION}"
 
 
 def _fixed(frame: bytes, layout: struct.Struct) -> tuple[Any, ...]:
@@ -122,10 +130,11 @@ def _due(frame: bytes, body_bytes: int) -> None:
 
 def _at_least(frame: bytes, layout: struct.Struct) -> tuple[Any, ...]:
     """Return the fields of a body that says how much is behind it."""
-    due = HEADER.size + layout.size
-    if len(frame) < due:
-        raise RemoteProtocolError(f"frame of {len(frame)} bytes, expected at least {due}")
-    return layout.unpack_from(frame, HEADER.size)
+    try:
+        return layout.unpack_from(frame, HEADER.size)
+    except struct.error:
+        due = HEADER.size + layout.size
+        raise RemoteProtocolError(f"frame of {len(frame)} bytes, expected at least {due}") from None
 
 
 def _text(frame: bytes, offset: int, length: int, most: int, what: str) -> str:
@@ -144,6 +153,8 @@ def _entries(frame: bytes, count: int) -> list[tuple[int, int, int]]:
     if count > MAX_ENTRIES:
         raise RemoteProtocolError(f"{count} entries, at most {MAX_ENTRIES} are allowed")
     _due(frame, 48 + count * ENTRY.size)
+    if not count:
+        return []
     return [ENTRY.unpack_from(frame, at) for at in range(64, len(frame), ENTRY.size)]
 
 
@@ -175,22 +186,26 @@ def _decode_report(frame: bytes) -> Report:
     _zero(zero)
     if reason not in _REASONS:
         raise RemoteProtocolError(f"reason {reason}, expected one of {sorted(_REASONS)}")
-    if reason == Reason.ACCESS:
-        if not Operation.RDMSR <= operation <= Operation.EMULATED or level not in (1, 2):
+    if reason == _ACCESS:
+        if not 1 <= operation <= _LAST_OPERATION or level not in (1, 2):
             raise RemoteProtocolError(f"access of operation {operation} at level {level}")
     elif operation or register or value or level:
         raise RemoteProtocolError(f"an access in a report of reason {Reason(reason).name}")
-    if timer_at_ns != NEVER and (reason != Reason.HALT or timer_at_ns > NEVER):
+    if timer_at_ns != NEVER and (reason != _HALT or timer_at_ns > NEVER):
         raise RemoteProtocolError(f"timer at {timer_at_ns} in a report of reason {Reason(reason).name}")
-    entries = _entries(frame, count)
-    return Report(end_ns, reason, _retired(entries), operation, register, value, level, timer_at_ns)
+    retired = _retired(_entries(frame, count))
+    return Report(end_ns, reason, retired, operation, register, value, level, timer_at_ns)
 
 
 _REASONS: Final = frozenset(map(int, Reason))
+_ACCESS, _HALT = int(Reason.ACCESS), int(Reason.HALT)
+_LAST_OPERATION: Final = int(Operation.EMULATED)
 
 
 def _retired(entries: Sequence[tuple[int, int, int]]) -> tuple[Retired, ...]:
     """Return what retired: kinds that a guest may report, in increasing order, none twice."""
+    if not entries:
+        return ()
     last = (-1, 0)
     for kind, level, count in entries:
         if (kind, level) <= last or level not in (1, 2):

@@ -10,7 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.guests.hosts import (
+from tests.remote.hosts import (
     BRANCHES_USR,
     DESIGNS,
     EVENTSEL0,

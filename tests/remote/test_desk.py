@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.guests.hosts import (
+from tests.remote.hosts import (
     DESIGNS,
     EVENTSEL0,
     GLOBAL_CTRL,

@@ -16,7 +16,7 @@ import pytest
 import trio
 import zmq
 
-from tests.guests.hosts import DESIGNS, alone, limit
+from tests.remote.hosts import DESIGNS, alone, limit, remote, scenario
 from vpmu.actors.outside import Outside
 from vpmu.build import build
 from vpmu.cluster.guests import messages as say
@@ -208,6 +208,30 @@ def test_who_stalls_is_cut_off_though_its_connection_stands():
     (row,) = host.desk.cut_off
     assert (row.at_ns, row.reason) == (grant.now_ns, "said nothing for 0.3 s")
     assert answer == say.Refused(row.reason)
+
+
+def test_who_stalls_is_cut_off_however_much_others_talk():
+    of = scenario(remote("g0", 0), remote("g1", 1))
+    with (
+        served(of, patience=Patience(stall_s=0.5)) as host,
+        dealer(host.endpoint) as quiet,
+        dealer(host.endpoint) as talks,
+        dealer(host.endpoint) as stranger,
+    ):
+        # Neither has an answer to START before the other one is there, too.
+        for raw, vm in ((quiet, "g0"), (talks, "g1")):
+            assert isinstance(ask(raw, 0, say.Hello(vm)), say.Welcome)
+            raw.send(wire.encode(1, say.Start()))
+        assert isinstance(wire.decode_answer(quiet.recv())[1], say.Grant)
+        assert isinstance(wire.decode_answer(talks.recv())[1], say.Grant)
+        nr_asked = 0
+        while len(host.desk.cut_off) < 2:
+            ask(stranger, 0, say.Start())
+            if isinstance(ask(talks, 2 + nr_asked, say.Cpuid(0)), say.CpuidIs):
+                nr_asked += 1
+    # CPUID costs no virtual time, and gives none on the wall clock: who only asks for it stalls, too.
+    assert {row.reason for row in host.desk.cut_off} == {"said nothing for 0.5 s"}
+    assert nr_asked > 64
 
 
 def test_a_connection_that_takes_anothers_number_is_not_mistaken_for_it(tmp_path: Path):

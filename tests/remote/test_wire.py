@@ -2,11 +2,14 @@
 
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.remote.exchange import exchange
 from vpmu.cluster.errors import LocalProtocolError, RemoteProtocolError
 from vpmu.cluster.guests import messages as say
 from vpmu.cluster.guests import wire
@@ -174,3 +177,9 @@ def test_the_numbers_are_the_kernels():
     names = {"STALLS_L1D": "STALL_L1D", "MEM_LOADS_L3_MISS": "MEM_LOADS_RETIRED_L3_MISS"}
     for event in Event:
         assert int(event) == int(getattr(events, f"KIND_{names.get(event.name, event.name)}"))
+
+
+def test_the_exchange_in_the_documentation_is_what_really_is_said():
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    shown = page.split("python -m tests.remote.exchange\n")[1].split("```")[0].rstrip()
+    assert shown == trio.run(exchange)
