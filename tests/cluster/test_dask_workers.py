@@ -222,6 +222,7 @@ def in_this_process(nr_workers: int) -> Iterator[Any]:
             n_workers=nr_workers,
             threads_per_worker=1,
             processes=False,
+            protocol="tcp://",
             host="127.0.0.1",
             scheduler_kwargs=quiet,
             worker_dashboard_address=None,
