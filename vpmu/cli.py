@@ -200,13 +200,16 @@ def guest(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGUMENT...]", help="The guest's command line.")
     ] = None,
-    design: Annotated[str, typer.Option(metavar="NAME", help="A name of `vpmu designs`, or FILE.py.")] = "optimized",
+    design: Annotated[
+        str, typer.Option(metavar="NAME", help="A name of `vpmu designs`, or FILE.py.")
+    ] = "optimized",
     profile: Annotated[str | None, typer.Option(metavar="NAME", help="The host's cost profile.")] = None,
     cpus: Annotated[int, typer.Option(help="Processors of the machine: 1.")] = 1,
     kvm: Annotated[str | None, typer.Option(metavar="5.0|7.0", help="Rules of KVM.")] = None,
     pmu_version: Annotated[int, typer.Option(help="PMU version that the guest is told.")] = 2,
     hide_event: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="An architectural event that CPUID denies; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An architectural event that CPUID denies; repeatable."),
     ] = None,
     scenario: Annotated[
         str | None, typer.Option(metavar="FILE", help="Share the host and the load of this scenario.")
@@ -217,7 +220,9 @@ def guest(
     forced_emulation: Annotated[
         bool, typer.Option(help="Offer the forced-emulation prefix (ud2 and `kvm`).")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; the console goes to stderr.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON at the end; the console goes to stderr.")
+    ] = False,
 ) -> int:
     """Boot an image of x86-64 code as a guest; needs the extra vpmu[machine]."""
     from vpmu.machine.command import GuestCommand, guest_command

@@ -1,4 +1,4 @@
-"""Four-level paging (SDM vol. 3, 4.5), for compiled callbacks and for what Python reads and writes in a guest."""
+"""Four-level paging (SDM vol. 3, 4.5), for compiled callbacks and for Python's own accesses to a guest."""
 
 from collections.abc import Callable
 from typing import Any, cast
