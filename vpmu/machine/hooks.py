@@ -5,44 +5,22 @@ only counts, translates an address or stops the processor; what a stop means is 
 (`vpmu.machine.processor`).
 """
 
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
-import numba
 import numpy as np
-import unicorn
-from numba import carray
 from unicorn import x86_const
 from unicorn.unicorn_const import UC_MEM_FETCH, UC_MEM_WRITE
 
 from vpmu.kernels.events import KIND_BRANCHES, KIND_INSTRUCTIONS, KIND_L1D_LOADS, KIND_L1D_STORES
 from vpmu.machine import layout as at
+from vpmu.machine.compiled import callback, carray, emu_stop, inlined, part, reg_read, reg_write, types
 from vpmu.machine.misses import count_misses, draw, penalty
 from vpmu.machine.paging import FAULT, FETCH, READ, WRITE, walk
 
 U64 = np.uint64
-_types: Any = numba.types
-_callback: Any = numba.cfunc
-_part: Any = numba.njit(nogil=True)
-_inlined: Any = numba.njit(nogil=True, forceinline=True)
 _MACHINE_WORDS = 1 << 40
 """More than any machine has: callbacks are not checked for bounds."""
 
-
-def _load_unicorn() -> None:
-    """Let compiled code find Unicorn's functions by name."""
-    folder = Path(unicorn.__file__).parent / "lib"
-    names = {"darwin": "*.dylib*", "win32": "*.dll"}
-    for library in sorted(folder.glob(names.get(sys.platform, "libunicorn.so*"))):
-        llvm.load_library_permanently(str(library))
-
-
-_load_unicorn()
-_emu_stop = _types.ExternalFunction("uc_emu_stop", _types.int32(_types.voidptr))
-_reg_read = _types.ExternalFunction("uc_reg_read", _types.int32(_types.voidptr, _types.int32, _types.uintp))
-_reg_write = _types.ExternalFunction("uc_reg_write", _types.int32(_types.voidptr, _types.int32, _types.uintp))
 
 _U0, _U1, _U2, _U3, _U6, _U12, _U16, _U32, _U48 = (U64(n) for n in (0, 1, 2, 3, 6, 12, 16, 32, 48))
 _BYTE8 = U64(8)
@@ -76,7 +54,7 @@ _REG_GDTR = x86_const.UC_X86_REG_GDTR
 _UNITS = U64(at.UNITS)
 
 
-@_inlined
+@inlined
 def _is_due(s: Any) -> bool:
     """Say whether one of the alarms has gone off."""
     i = U64(at.ALARMS)
@@ -88,7 +66,7 @@ def _is_due(s: Any) -> bool:
     return s[at.CLOCK] >= s[at.SOFT]
 
 
-@_inlined
+@inlined
 def _find(s: Any, address: U64, size: U64) -> U64:
     """Return the word at which the table describes this block as it stands in RAM now, or 0."""
     page = _PAGES + ((address >> _U12) & _PAGE_MASK) * _U2
@@ -106,7 +84,7 @@ def _find(s: Any, address: U64, size: U64) -> U64:
     return entry
 
 
-@_part
+@part
 def _fold(uc: Any, s: Any, spin: bool, cost: U64) -> U64:
     """Return how many iterations of a one-instruction loop fit before the next alarm, and take them off RCX.
 
@@ -129,15 +107,15 @@ def _fold(uc: Any, s: Any, spin: bool, cost: U64) -> U64:
         return _U0
     folded = room - _U1
     if not spin:
-        _reg_read(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
+        reg_read(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
         turns = s[at.SCRATCH] - _U1  # 0 stands for 2**64 turns
         folded = min(folded, turns)
         s[at.SCRATCH] -= folded
-        _reg_write(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
+        reg_write(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
     return folded
 
 
-@_inlined
+@inlined
 def _count(s: Any, counts: U64, times: U64) -> None:
     """Count a block's instructions, branches and accesses so many times."""
     count = U64(at.COUNT) + s[at.LEVEL] * U64(_KINDS)
@@ -147,14 +125,14 @@ def _count(s: Any, counts: U64, times: U64) -> None:
     s[count + U64(_ST)] += (counts >> _U48) * times
 
 
-@_inlined
+@inlined
 def _leave(uc: Any, s: Any, address: U64) -> None:
     """Do what the last block has left for when it is through: privilege, NMIs, a string's count."""
     last = s[at.LAST_FLAGS]
     if last & (_FAR | _IRET) != _U0:
         if last & _IRET != _U0:
             s[at.NMI_BLOCKED] = _U0
-        _reg_read(uc, _REG_CS, s.ctypes.data + 8 * at.SCRATCH)
+        reg_read(uc, _REG_CS, s.ctypes.data + 8 * at.SCRATCH)
         s[at.LEVEL] = U64(s[at.SCRATCH] & _U3 != _U0)
         s[at.LAST_FLAGS] = _U0
     if s[at.REP_ADDRESS] != _U0 and s[at.REP_ADDRESS] != address:
@@ -162,7 +140,7 @@ def _leave(uc: Any, s: Any, address: U64) -> None:
         s[at.REP_ADDRESS] = _U0
 
 
-@_inlined
+@inlined
 def _charge(uc: Any, s: Any, entry: U64) -> bool:
     """Count a block and let its time pass; False, with nothing changed, if the grant is too short."""
     flags = s[entry + U64(at.BLOCK_FLAGS)]
@@ -194,7 +172,7 @@ def _charge(uc: Any, s: Any, entry: U64) -> bool:
     return True
 
 
-@_inlined
+@inlined
 def _enter(s: Any, entry: U64, address: U64, size: U64) -> None:
     """Note the block that is about to be executed."""
     flags = s[entry + U64(at.BLOCK_FLAGS)]
@@ -208,7 +186,7 @@ def _enter(s: Any, entry: U64, address: U64, size: U64) -> None:
         s[at.WINDOW] = _U2 if flags & _STI != _U0 else _U1
 
 
-@_inlined
+@inlined
 def _block(uc: Any, s: Any, address: U64, size: U64) -> U64:
     """Count a block that is about to be executed; return why to stop before it, or STOP_NONE."""
     if s[at.STEP] != _U0:
@@ -231,17 +209,17 @@ def _block(uc: Any, s: Any, address: U64, size: U64) -> U64:
     return _U0
 
 
-@_callback(_types.void(_types.voidptr, _types.uint64, _types.uint32, _types.voidptr))
+@callback(types.void, types.voidptr, types.uint64, types.uint32, types.voidptr)
 def on_block(uc: Any, address: Any, size: Any, user: Any) -> None:
     """Count a block that is about to be executed, or stop before it."""
     s = carray(user, (_MACHINE_WORDS,), np.uint64)
     stop = _block(uc, s, U64(address), U64(size))
     if stop != _U0:
         s[at.STOP] = stop
-        _emu_stop(uc)
+        emu_stop(uc)
 
 
-@_callback(_types.void(_types.voidptr, _types.uint64, _types.uint32, _types.voidptr))
+@callback(types.void, types.voidptr, types.uint64, types.uint32, types.voidptr)
 def on_code(uc: Any, address: Any, size: Any, user: Any) -> None:
     """Stop before an instruction that the machine carries out itself."""
     s = carray(user, (_MACHINE_WORDS,), np.uint64)
@@ -250,42 +228,40 @@ def on_code(uc: Any, address: Any, size: Any, user: Any) -> None:
         return
     s[at.STOP] = _STOP_CODE
     s[at.STOP_ADDRESS] = U64(address)
-    _emu_stop(uc)
+    emu_stop(uc)
 
 
-@_callback(_types.void(_types.voidptr, _types.uint32, _types.voidptr))
+@callback(types.void, types.voidptr, types.uint32, types.voidptr)
 def on_vector(uc: Any, vector: Any, user: Any) -> None:
     """Stop at an exception or a software interrupt."""
     s = carray(user, (_MACHINE_WORDS,), np.uint64)
     s[at.STOP] = _STOP_VECTOR
     s[at.STOP_DETAIL] = U64(vector)
-    _emu_stop(uc)
+    emu_stop(uc)
 
 
-@_part
+@part
 def _translate(uc: Any, s: Any, page: U64, access: U64) -> U64:
     """Walk the guest's page tables with the processor's registers as they are."""
     scratch = s.ctypes.data + 8 * at.SCRATCH
     s[at.SCRATCH] = _U0
-    _reg_read(uc, _REG_CS, scratch)
+    reg_read(uc, _REG_CS, scratch)
     user = U64(s[at.SCRATCH] & _U3 == _U3)
-    _reg_read(uc, _REG_CR0, scratch)
+    reg_read(uc, _REG_CR0, scratch)
     cr0 = s[at.SCRATCH]
-    _reg_read(uc, _REG_CR3, scratch)
+    reg_read(uc, _REG_CR3, scratch)
     cr3 = s[at.SCRATCH]
     found = walk(s, cr0, cr3, s[at.EFER], user, page, access)
     if found & FAULT != _U0 and user != _U0 and access == READ:
-        _reg_read(uc, _REG_GDTR, scratch)
+        reg_read(uc, _REG_GDTR, scratch)
         first = s[at.SCRATCH + 1]
         if page + _PAGE >= first and page <= first + (s[at.SCRATCH + 2] & _ADDRESS_MASK):
             found = walk(s, cr0, cr3, s[at.EFER], _U0, page, access)
     return found
 
 
-@_callback(
-    _types.boolean(
-        _types.voidptr, _types.uint64, _types.int32, _types.CPointer(_types.uint64), _types.voidptr
-    )
+@callback(
+    types.boolean, types.voidptr, types.uint64, types.int32, types.CPointer(types.uint64), types.voidptr
 )
 def on_tlb_miss(uc: Any, page: Any, kind: Any, result: Any, user: Any) -> bool:
     """Fill Unicorn's TLB from the guest's page tables; stop at a page fault and at a device's page."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from vpmu.kernels.events import (
@@ -19,10 +18,9 @@ from vpmu.kernels.events import (
 )
 from vpmu.machine import layout as at
 from vpmu.machine import model
+from vpmu.machine.compiled import inlined, part
 
 U64 = np.uint64
-_part: Any = numba.njit(nogil=True)
-_inlined: Any = numba.njit(nogil=True, forceinline=True)
 
 _U0, _U1, _U2, _U3, _U4, _U5, _U6 = (U64(n) for n in range(7))
 _BYTE8, _U20, _U22, _U25, _U35, _U45 = (U64(n) for n in (8, 20, 22, 25, 35, 45))
@@ -57,7 +55,7 @@ _M_BRANCH, _M_L1D, _M_LLC, _M_MEMORY, _M_DTLB, _M_L1I, _M_ITLB = (
 _E_BRANCH, _E_L1D, _E_LLC, _E_MEMORY, _E_DTLB, _E_L1I, _E_ITLB = (U64(1 << n) for n in range(7))
 
 
-@_inlined
+@inlined
 def draw(s: Any, flags: U64, accesses: U64) -> U64:
     """Return the misses of the next block, one bit each; they depend on seed and block number only."""
     z = s[at.SEED] + s[at.BLOCKS] * _GOLDEN
@@ -82,7 +80,7 @@ def draw(s: Any, flags: U64, accesses: U64) -> U64:
     return misses
 
 
-@_part
+@part
 def _pending(misses: U64) -> U64:
     """Return for how many units the first-level data cache waits."""
     pending = _U0
@@ -95,7 +93,7 @@ def _pending(misses: U64) -> U64:
     return pending
 
 
-@_part
+@part
 def penalty(misses: U64) -> U64:
     """Return what a block's misses cost, in units."""
     cost = _pending(misses)
@@ -110,7 +108,7 @@ def penalty(misses: U64) -> U64:
     return cost
 
 
-@_part
+@part
 def count_misses(s: Any, count: U64, misses: U64) -> None:
     """Count a block's misses, at the level whose counts begin at `count`."""
     s[count + U64(_BM)] += misses & _U1

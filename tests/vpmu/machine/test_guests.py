@@ -2,6 +2,7 @@
 
 import subprocess
 from shutil import which
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ class Ran:
         return int.from_bytes(self.machine.processor.ram[at : at + 8].tobytes(), "little")
 
 
-def run(name: str, **changes) -> Ran:
+def run(name: str, **changes: Any) -> Ran:
     ran = Ran(name, **changes)
     assert ran.machine.failure is None
     assert ran.machine.exit_value == 0
@@ -41,7 +42,7 @@ def run(name: str, **changes) -> Ran:
 
 @pytest.mark.skipif(which("as") is None, reason="needs GNU as")
 @pytest.mark.parametrize("name", names())
-def test_listing_is_its_source(name):
+def test_listing_is_its_source(name: str):
     try:
         listing = listing_of(name)
     except subprocess.CalledProcessError:
@@ -53,7 +54,7 @@ def test_listing_is_its_source(name):
 # The WRMSR that enables counts, the one that disables does not:
 # 1 + (mov) + 1000 * (nop, add, loop) + (mov, xor, xor).
 @pytest.mark.parametrize("slice_ns", [1_000_000, 1_000, 37])
-def test_counts_around_a_loop_are_exact(slice_ns):
+def test_counts_around_a_loop_are_exact(slice_ns: int):
     ran = run("count", slice_ns=slice_ns)
     assert (ran[0], ran[1]) == (1 + 1 + 3000 + 3, 1000)
 

@@ -52,7 +52,7 @@ def changed(at: int, data: bytes) -> bytes:
         (elf_of(CODE, size=MEMORY), "the image is too large: it needs 65 MiB, the machine has 64 MiB"),
     ],
 )
-def test_what_is_no_image(data, problem):
+def test_what_is_no_image(data: bytes, problem: str):
     with pytest.raises(UserError) as caught:
         parse_image(data, "x.elf", MEMORY)
     assert caught.value.problem.startswith(problem)

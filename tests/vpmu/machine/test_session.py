@@ -48,7 +48,7 @@ def result(guest: Driven, index: int) -> int:
 # Linux 5.0 does not count the WRMSR that it emulates (docs/guests.md).
 @pytest.mark.parametrize("kvm", ["7.0", "5.0"])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_counts_under_each_design(design, kvm, tmp_path):
+def test_counts_under_each_design(design: str, kvm: str, tmp_path: Path):
     (guest,) = drive(tmp_path, "count", design, kvm).guests
     emulated = 0 if design != "native" and kvm == "5.0" else 1
     assert guest.machine.exit_value == 0
@@ -56,14 +56,14 @@ def test_counts_under_each_design(design, kvm, tmp_path):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_a_pmi_comes_under_each_design(design, tmp_path):
+def test_a_pmi_comes_under_each_design(design: str, tmp_path: Path):
     (guest,) = drive(tmp_path, "overflow", design).guests
     assert guest.machine.exit_value == 0
     assert [result(guest, i) for i in (0, 2, 3, 4, 5)] == [1, 1, 0, 1, 0x10040]
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_perf_record_under_each_design(design, tmp_path):
+def test_perf_record_under_each_design(design: str, tmp_path: Path):
     (guest,) = drive(tmp_path, "record", design).guests
     assert guest.machine.exit_value == 0
     heavy, light, elsewhere = (result(guest, i) for i in range(3))
@@ -72,7 +72,7 @@ def test_perf_record_under_each_design(design, tmp_path):
 
 
 @pytest.mark.parametrize("design", ["legacy", "optimized"])
-def test_in_company_truth_holds(design, tmp_path):
+def test_in_company_truth_holds(design: str, tmp_path: Path):
     """A program guest on the same physical CPU measures itself as if the other guest were ordinary."""
     program = {"name": "p", "cycles": 10_000_000, "functions": [{"name": "f", "share": 1, "branches": 0.1}]}
     company = {
@@ -89,7 +89,7 @@ def test_in_company_truth_holds(design, tmp_path):
     assert bytes(guests.guests[0].console).startswith(b"sum: 60007 instructions, 20002 branches,")
 
 
-def test_a_starved_counter_stands_still(tmp_path):
+def test_a_starved_counter_stands_still(tmp_path: Path):
     """A host tool that holds all counters pinned: the guest's count nothing, and nothing tells it so."""
     tool = {"kind": "stat", "cpus": [0], "events": [f"r{code}" for code in ("00c4", "00c5", "0151", "0108")],
             "pinned": True, "exclude_guest": False}  # fmt: skip
@@ -98,7 +98,7 @@ def test_a_starved_counter_stands_still(tmp_path):
     assert result(guest, 1) == 0  # branches need a general-purpose counter
 
 
-def test_a_machine_guest_has_one_vcpu(tmp_path):
+def test_a_machine_guest_has_one_vcpu(tmp_path: Path):
     raw = {"version": 1, "until": "1 s", "host": [{"name": "host"}],
            "vm": [{"name": "real", "image": save(tmp_path, "count"), "vcpus": 2}]}  # fmt: skip
     scenario = parse_scenario(raw)
@@ -109,7 +109,7 @@ def test_a_machine_guest_has_one_vcpu(tmp_path):
 # -- the command --
 
 
-def test_guest_command(tmp_path, capfdbinary):
+def test_guest_command(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]):
     image = save(tmp_path, "stat")
     outputs = []
     for _ in range(2):
@@ -122,7 +122,7 @@ def test_guest_command(tmp_path, capfdbinary):
     assert b"digest" in err
 
 
-def test_guest_command_as_json(tmp_path, capfdbinary):
+def test_guest_command_as_json(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]):
     assert main(["guest", save(tmp_path, "stat"), "--kvm", "7.0", "--memory", "64", "--json"]) == 0
     out, err = capfdbinary.readouterr()
     summary = json.loads(out)
@@ -132,7 +132,7 @@ def test_guest_command_as_json(tmp_path, capfdbinary):
     assert err.startswith(b"sum: 60007 ")
 
 
-def test_guest_in_a_scenario(tmp_path, capfdbinary):
+def test_guest_in_a_scenario(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]):
     file = tmp_path / "load.toml"
     file.write_text(
         'version = 1\nuntil = "1 s"\n[[host]]\nname = "h"\nwatchdog = true\n'
@@ -156,7 +156,9 @@ def test_guest_in_a_scenario(tmp_path, capfdbinary):
         ("f4", 124, b"guest: halted for good: nothing is left to wake it\n"),
     ],
 )
-def test_exit_status(code, status, message, tmp_path, capfdbinary):
+def test_exit_status(
+    code: str, status: int, message: bytes, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+):
     path = tmp_path / "x.elf"
     path.write_bytes(elf_of(bytes.fromhex(code)))
     assert main(["guest", str(path), "--limit", "50 ms", "--memory", "64"]) == status
@@ -175,7 +177,7 @@ def test_exit_status(code, status, message, tmp_path, capfdbinary):
         (["pyproject.toml", "--scenario", "missing.toml"], "missing.toml: cannot read the scenario"),
     ],
 )
-def test_mistakes(arguments, message, capsys):
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert main(["guest", *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -203,7 +205,9 @@ public = pytest.mark.skipif(
         (["--design", "native", "--kvm", "7.0", "--hide-event", "ref-cycles"], 135, 0),
     ],
 )
-def test_public_pmu_image(more, tests, failures, capfdbinary):
+def test_public_pmu_image(
+    more: list[str], tests: int, failures: int, capfdbinary: pytest.CaptureFixture[bytes]
+):
     """The image's PMU tests: all of them pass where nobody competes."""
     image = str(Path(PUBLIC) / "x86" / "pmu.elf")
     assert main(["guest", image, *more]) == failures
@@ -214,6 +218,6 @@ def test_public_pmu_image(more, tests, failures, capfdbinary):
 
 @public
 @pytest.mark.parametrize("name", ["pmu_lbr", "pmu_pebs"])
-def test_public_images_of_what_is_not_offered(name, capfdbinary):
+def test_public_images_of_what_is_not_offered(name: str, capfdbinary: pytest.CaptureFixture[bytes]):
     main(["guest", str(Path(PUBLIC) / "x86" / f"{name}.elf"), "--kvm", "7.0"])
     assert b"SUMMARY: 1 tests, 1 skipped\n" in capfdbinary.readouterr().out
