@@ -222,6 +222,8 @@ def _host_work(setup: Setup) -> Iterator[Case]:
 
 def _fixed(setup: Setup) -> Iterator[Case]:
     """Fixed counters: levels, GLOBAL_CTRL, PMI bit, overflow, AnyThread."""
+    before: tuple[Step, ...]
+    look: tuple[Step, ...]
     for index, field, bit in product((0, 1), range(16), (0, 1)):
         if field & 4 and setup.design != "native":
             continue
@@ -229,7 +231,7 @@ def _fixed(setup: Setup) -> Iterator[Case]:
         run = (code(100), rdpmc(FIXED + index), *((kernel_code(50),) if index else ()))
         look = (rdpmc(FIXED + index), rdpmc(FIXED + (1 - index)))
         yield Case(("A2.15", "A2.14"), setup, before, run, look)
-    for index, pmi, run in product((0, 1), (0, 8), (99, 100, 101, 300)):
+    for index, pmi, cycles in product((0, 1), (0, 8), (99, 100, 101, 300)):
         first = -100 * (2 - index) & 0xFFFFFFFFFFFF
         before = (
             OPEN,
@@ -238,7 +240,7 @@ def _fixed(setup: Setup) -> Iterator[Case]:
             *on(setup),
         )
         look = (rdpmc(FIXED + index), read(GLOBAL_STATUS), read(LVTPC))
-        yield Case(("A4.9", "A4.6", "A4.5"), setup, before, (code(run),), look)
+        yield Case(("A4.9", "A4.6", "A4.5"), setup, before, (code(cycles),), look)
     for first, second in product((-100, 1000), (-20, -300, 5)):
         before = (OPEN, write(FIXED_CTR + 1, first & 0xFFFFFFFFFFFF), write(FIXED_CTR_CTRL, 0xA0), *on(setup))
         access = (code(10), write(FIXED_CTR + 1, second & 0xFFFFFFFFFFFF), code(50))
@@ -293,8 +295,8 @@ def _switches(setup: Setup) -> Iterator[Case]:
     fixed = (write(FIXED_CTR_CTRL, 0x2A), *counting(setup, BRANCHES, 9, 1), code(5))
     look = (rdpmc(FIXED), rdpmc(FIXED + 1), rdpmc(1), read(FIXED_CTR_CTRL), read(GLOBAL_STATUS))
     yield Case(rules, setup, fixed, (switched(10), switched(20)), look)
-    for switches in (1, 2, 3, 5):
-        unused = (write(EVENTSEL, CYCLES & ~EN), *(switched(4) for _ in range(switches)))
+    for times in (1, 2, 3, 5):
+        unused = (write(EVENTSEL, CYCLES & ~EN), *[switched(4)] * times)
         again = (rdpmc(0), write(EVENTSEL, CYCLES), code(6), switched(6))
         before = (*counting(setup, CYCLES, 3), code(9))
         yield Case(("B10.1", "F1.2"), setup, before, (*unused, *again), _look(setup))
@@ -307,6 +309,7 @@ def _emulated(setup: Setup) -> Iterator[Case]:
     if setup.design == "native":
         return
     rules = ("E1.5", "E3.9", "E3.10", "E3.11", "D5.3")
+    some: tuple[Step, ...]
     for event, level, enable in product(
         (0x00C0, 0x00C4, 0x003C, 0x01C0, 0x00C5), (USR, OS, USR | OS, 0), (0, EN)
     ):
