@@ -82,7 +82,7 @@ fuzz: $(DEV_STAMP) ## Put a million bad frames on a live hub (FUZZ_FRAMES)
 	$(BIN)/python -m tests.cluster.fuzz $(FUZZ_FRAMES)
 
 fuzz-atheris: $(DEV_STAMP) ## Fuzz the wire's decoder by coverage (needs the package atheris in .venv)
-	$(BIN)/python -m tests.cluster.fuzz_atheris -atheris_runs=$(ATHERIS_RUNS) -max_len=512
+	$(BIN)/python -m tests.cluster.fuzz_atheris -atheris_runs=$(ATHERIS_RUNS) -max_len=1024 -timeout=20
 
 ftest-profile: ## Record examples/ftest's Callgrind profile anew (needs gcc and valgrind)
 	$(MAKE) -C examples/ftest callgrind

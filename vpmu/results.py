@@ -170,6 +170,15 @@ class StoodStillRow(Struct, kw_only=True):
     events: int
 
 
+class CutOffRow(Struct, kw_only=True):
+    """A remote guest that the host did not go on with: when it halted for ever, and why."""
+
+    vm: str
+    vcpu: int
+    at_ns: int
+    reason: str
+
+
 class DesignResult(Struct, kw_only=True):
     """A run of one design."""
 
@@ -185,6 +194,8 @@ class DesignResult(Struct, kw_only=True):
     accounting: dict[str, int] = field(default_factory=dict)
     host: dict[str, int] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
+    cut_off: list[CutOffRow] = field(default_factory=list)
+    """In ``summary.json`` of runs that have any."""
     frames: dict[str, int] = field(default_factory=dict)
     """Frames between processes by kind; they depend on where the run was, and are not in ``summary.json``."""
 
@@ -282,6 +293,8 @@ def summary_bytes(result: RunResult) -> bytes:
     content = msgspec.to_builtins(result, enc_hook=_plain)
     for design in content["designs"].values():
         del design["frames"]
+        if not design["cut_off"]:
+            del design["cut_off"]
     return json_bytes(content)
 
 

@@ -77,6 +77,9 @@ def design_notes(design: DesignResult) -> Iterator[str]:
     """Yield lines on what a table has no place for: threads that did not finish."""
     if design.unfinished:
         yield f"{design.design}: not finished by {format_ns(design.until_ns)}: {', '.join(design.unfinished)}"
+    for guest in design.cut_off:
+        where = f"{guest.vm}, vCPU {guest.vcpu}"
+        yield f"{design.design}: {where} was cut off at {guest.at_ns} ns: {guest.reason}"
 
 
 def action_table(design: DesignResult) -> Table:

@@ -227,9 +227,10 @@ class _Reader:
 
     def _head(self, text: str, time: str) -> Head:
         """Read what stands before the event's name."""
-        short = text[: _LONGEST_HEAD + 1]
-        match = _FTRACE_HEAD.fullmatch(short) or _PERF_HEAD.fullmatch(short)
-        if match is None or len(text) > _LONGEST_HEAD:
+        match = None
+        if len(text) <= _LONGEST_HEAD:
+            match = _FTRACE_HEAD.fullmatch(text) or _PERF_HEAD.fullmatch(text)
+        if match is None:
             self._refuse(text, "TASK-PID [CPU] FLAGS or TASK PID [CPU] before the time")
         form = match.re is _FTRACE_HEAD, match["cpu"] is None
         if self._form not in (None, form):
