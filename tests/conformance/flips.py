@@ -65,7 +65,14 @@ _PURE: Final = {
     *("global_valid", "hw_interrupts", "event_kind", "constraint_mask", "changed_fields", "rdpmc_value"),
 }
 """Functions that change nothing: others are not called a second time to see what a flip would give."""
-_PROBE, _REACHED = "_conformance_probe", "_conformance_reached"
+_PROBE, _REACHED, _VALUE = "_conformance_probe", "_conformance_reached", "_conformance_value"
+_WHOLE: Final[dict[type[ast.AST], str]] = {
+    ast.If: "test",
+    ast.While: "test",
+    ast.For: "iter",
+    **dict.fromkeys((ast.Return, ast.Assign, ast.AugAssign, ast.Expr), "value"),
+}
+"""Statements, and which of their expressions may use a constant."""
 
 
 class Mutant(NamedTuple):
@@ -166,7 +173,7 @@ def _column_offsets(node: ast.AST) -> set[int]:
 
 @cache
 def _source(module: str) -> str:
-    return Path(ROOT, "kernels", *module.split(".")).with_suffix(".py").read_text()
+    return Path(str(importlib.import_module(f"vpmu.kernels.{module}").__file__)).read_text()
 
 
 def flips(module: str) -> tuple[ast.Module, list[Flip]]:
@@ -249,30 +256,68 @@ def _is_pure(node: ast.AST) -> bool:
     return all(isinstance(each, ast.Name) and each.id in _PURE for each in calls)
 
 
+class _Substitute(ast.NodeTransformer):
+    """Puts another name in the place of one."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self.old, self.new = old, new
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        """Return the other name, if it is the one."""
+        return ast.Name(self.new, node.ctx) if node.id == self.old else node
+
+
+def _probe(number: int, value: Any, other: Any) -> ast.Call:
+    """Return the call that compares an expression with another, which is not evaluated if it does things."""
+    nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+    second = ast.Lambda(nothing, copy.deepcopy(other)) if _is_pure(other) else ast.Constant(None)
+    return ast.Call(ast.Name(_PROBE, ast.Load()), [ast.Constant(number), value, second], [])
+
+
 class _Instrument(ast.NodeTransformer):
     """Lets every expression that can be flipped say when its flip would give something else.
 
     The flip stands in a function of its own, so that it is evaluated only there, and cannot hurt.
+
+    Parameters
+    ----------
+    found : list of Flip
+        Of the module; ``first`` is the number of the first one.
+    constants : dict
+        Names that constants have in this module, and the numbers of the mutants of each.
     """
 
-    def __init__(self, found: list[Flip], first: int) -> None:
+    def __init__(self, found: list[Flip], first: int, constants: dict[str, list[int]]) -> None:
         self.at = {id(flip.old): (first + number, flip) for number, flip in enumerate(found)}
+        self.constants = constants
 
     def visit(self, node: ast.AST) -> Any:
         """Return a node with its probes."""
+        whole = getattr(node, _WHOLE[type(node)], None) if type(node) in _WHOLE else None
+        before = copy.deepcopy(whole)
+        made = self._visit(node)
+        if before is not None:
+            statement, part = made[-1] if isinstance(made, list) else made, _WHOLE[type(node)]
+            setattr(statement, part, self._with_constants(before, getattr(node, part)))
+        return made
+
+    def _with_constants(self, before: ast.AST, value: Any) -> Any:
+        """Return a statement's expression with a probe for each flip of a constant in it."""
+        names = {each.id for each in ast.walk(before) if isinstance(each, ast.Name)}
+        for name in sorted(names & self.constants.keys()):
+            for number in self.constants[name]:
+                other = _Substitute(name, f"{_VALUE}_{number}").visit(copy.deepcopy(before))
+                value = _probe(number, value, other)
+        return value
+
+    def _visit(self, node: ast.AST) -> Any:
         if id(node) not in self.at:
             return super().generic_visit(node)
         number, flip = self.at[id(node)]
         if flip.kind == "update":
             call = ast.Call(ast.Name(_REACHED, ast.Load()), [ast.Constant(number)], [])
             return [ast.copy_location(ast.Expr(call), node), super().generic_visit(node)]
-        other: ast.expr = ast.Constant(None)
-        if _is_pure(flip.new):
-            nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
-            new: Any = copy.deepcopy(flip.new)
-            other = ast.Lambda(nothing, new)
-        arguments: list[Any] = [ast.Constant(number), super().generic_visit(node), other]
-        return ast.copy_location(ast.Call(ast.Name(_PROBE, ast.Load()), arguments, []), node)
+        return ast.copy_location(_probe(number, super().generic_visit(node), flip.new), node)
 
 
 def _code_of(code: CodeType, path: tuple[str, ...]) -> CodeType:
@@ -325,6 +370,8 @@ def instrument(note: Callable[[int], None]) -> None:
         Is told the index in `mutants` of each mutant that makes a difference, each time that it does.
     """
 
+    import numpy as np
+
     def probe(number: int, value: Any, other: Callable[[], Any] | None) -> Any:
         try:
             same = other is not None and bool(other() == value)
@@ -334,9 +381,20 @@ def instrument(note: Callable[[int], None]) -> None:
             note(number)
         return value
 
-    firsts = {m.module: index for index, m in reversed(list(enumerate(mutants()))) if m.at >= 0}
-    for name, first in firsts.items():
-        module = importlib.import_module(f"vpmu.kernels.{name}")
-        tree, found = flips(name)
-        vars(module)[_PROBE], vars(module)[_REACHED] = probe, note
-        _put(module, _Instrument(found, first).visit(tree), {flip.function for flip in found})
+    constants = [(number, mutant) for number, mutant in enumerate(mutants()) if mutant.at < 0]
+    objects = {id(_constant(mutant)): mutant.function for _, mutant in constants}
+    for module in [each for name, each in sys.modules.items() if name.startswith("vpmu.kernels.")]:
+        name = module.__name__.removeprefix("vpmu.kernels.")
+        here = {key for key, value in vars(module).items() if id(value) in objects}
+        numbers = {key: [n for n, m in constants if _constant(m) is vars(module)[key]] for key in here}
+        tree, found = flips(name) if name in MODULES else (ast.parse(_source(name)), [])
+        first = next((n for n, m in enumerate(mutants()) if m.module == name and m.at == 0), 0)
+        vars(module).update({_PROBE: probe, _REACHED: note})
+        vars(module).update({f"{_VALUE}_{n}": np.uint64(m.value) for n, m in constants})
+        functions = {each.name for each in tree.body if isinstance(each, ast.FunctionDef)}
+        if found or here:
+            _put(module, _Instrument(found, first, numbers).visit(tree), functions)
+
+
+def _constant(mutant: Mutant) -> Any:
+    return getattr(importlib.import_module(f"vpmu.kernels.{mutant.module}"), mutant.function)

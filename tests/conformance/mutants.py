@@ -32,6 +32,8 @@ __all__ = ["ROOT", "equivalents", "main", "mutants"]
 
 FIRST_CASES: Final = 40
 """Cases in which a flip makes a difference that are remembered: the first of different rules."""
+BUILT_CASES: Final = 2
+"""Of a rule and a family: what else runs if a flip makes a difference while a machine is built."""
 CASE_SECONDS: Final = 20
 LONG_SECONDS: Final = 600
 
@@ -86,16 +88,31 @@ class _Runner:
         self._ways: dict[Setup, InKernels] = {}
         signal.signal(signal.SIGALRM, _too_late)
 
+    def builds(self, index: int) -> str:
+        """Build what a case needs; return how that fails, nothing if it does not."""
+        from tests.conformance.table import cases
+
+        setup = cases()[index].setup
+        signal.alarm(CASE_SECONDS)
+        try:
+            if setup not in self._ways:
+                self._ways[setup] = self._make(setup)
+        except _Late:
+            return "hangs"
+        except Exception as error:
+            return type(error).__name__
+        finally:
+            signal.alarm(0)
+        return ""
+
     def fails(self, index: int) -> str:
-        """Return how a case fails, nothing if it does not."""
+        """Return how a case fails, nothing if it does not; what it needs is there."""
         from tests.conformance.suite import all_expected, check
         from tests.conformance.table import cases
 
         case = cases()[index]
         signal.alarm(LONG_SECONDS if case.long else CASE_SECONDS)
         try:
-            if case.setup not in self._ways:
-                self._ways[case.setup] = self._make(case.setup)
             return "" if check(self._ways[case.setup], case, all_expected()[index]) is None else "differs"
         except _Late:
             return "hangs"
@@ -114,7 +131,7 @@ def run_until_caught(indexes: Iterable[int]) -> Verdict:
     begun, runner = time.monotonic(), _Runner()
     with np.errstate(all="ignore"):
         for index in indexes:
-            how = runner.fails(index)
+            how = runner.builds(index) or runner.fails(index)
             if how:
                 return Verdict(cases()[index].rules[0], index, how, time.monotonic() - begun)
     return Verdict("", -1, "", time.monotonic() - begun)
@@ -144,6 +161,8 @@ def _reached(indexes: list[int]) -> dict[int, list[int]]:
     instrument(note)
     with np.errstate(all="ignore"):
         for index in indexes:
+            now = -1
+            runner.builds(index)
             now = index
             assert not runner.fails(index), f"case {index} fails without a mutant: {cases()[index]}"
     return dict(found)
@@ -191,7 +210,7 @@ def all_reached(indexes: list[int], jobs: int) -> dict[int, list[int]]:
 
 def run(chosen: list[Mutant], jobs: int, most: int = 0) -> Iterator[tuple[Mutant, Verdict]]:
     """Run mutants, some at a time; yield each with its verdict, in the order in which they end."""
-    everything = order(most)
+    everything, some = order(most), order(BUILT_CASES)
     reached = all_reached([index for index in everything if not _is_long(index)], jobs)
     numbers = {mutant: number for number, mutant in enumerate(mutants())}
     long = [index for index in everything if _is_long(index)]
@@ -203,16 +222,12 @@ def run(chosen: list[Mutant], jobs: int, most: int = 0) -> Iterator[tuple[Mutant
         while waiting or running:
             while waiting and len(running) < jobs:
                 mutant = waiting.pop()
-                mine = everything if mutant.at < 0 else reached.get(numbers[mutant], [])
-                if -1 in mine:  # while a machine was built
-                    mine = everything
-                if mutant.name in known:
-                    mine = mine[: 10 * FIRST_CASES]
-                elif mutant.at >= 0 and mine:
+                mine = reached.get(numbers[mutant], [])
+                if -1 in mine:
+                    mine = [index for index in mine if index >= 0] + some
+                if mine and mutant.name not in known:
                     mine = [*mine, *long]
-                first = [
-                    index for index, _ in catchers.most_common(60) if mutant.at < 0 or index in set(mine)
-                ]
+                first = [index for index, _ in catchers.most_common(200) if index in set(mine)]
                 pid, pipe = _in_child(partial(_run_one, mutant, [*first, *mine]))
                 running[pipe] = (pid, mutant)
                 selector.register(pipe, EVENT_READ)

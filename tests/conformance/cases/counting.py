@@ -56,6 +56,7 @@ def cases() -> Iterator[Case]:
         yield from _what_counts(setup)
         yield from _events(setup)
         yield from _overflows(setup)
+        yield from _lone_bits(setup)
         yield from _interrupts(setup)
         yield from _running(setup)
         yield from _emulated(setup)
@@ -161,6 +162,28 @@ def _overflows(setup: Setup) -> Iterator[Case]:
     again = (OPEN, *counting(setup, CYCLES, -10), code(20))
     clear = (write(GLOBAL_OVF_CTRL, 1), read(GLOBAL_STATUS), write(PMC, 0xFFFFFFF6), code(20))
     yield Case(("F3.2", "A1.13", "D3.11", "D5.6", "D5.7", "E1.2"), setup, again, clear, _look(setup))
+
+
+def _lone_bits(setup: Setup) -> Iterator[Case]:
+    """No bit of PERFEVTSELx does another one's work, and none but the mask bit masks LVTPC."""
+    free = [
+        bit for bit in range(16, 34 if setup.design == "native" else 32) if 1 << bit not in (EN, INT, USR, OS)
+    ]
+    if setup.design != "native":
+        free.remove(21)
+    for bit in free:
+        unable = (OPEN, *counting(setup, 0x003C | USR | INT | 1 << bit, -50))
+        yield Case(("A2.8",), setup, unable, (code(80),), _look(setup))
+        nowhere = (OPEN, *counting(setup, 0x003C | EN | INT | 1 << bit, -50))
+        yield Case(("A2.2", "A2.3"), setup, nowhere, (code(80), kernel_code(80)), _look(setup))
+        silent = (OPEN, *counting(setup, 0x003C | EN | USR | 1 << bit, -50))
+        rules = ("A4.8", "A2.6", "A2.7" if bit == 21 else "A2.10")
+        yield Case(rules, setup, silent, (code(80),), _look(setup))
+    for bit in [*range(16), *range(17, 32)]:
+        if setup.design == "native" and bit in (11, *range(13, 16), *range(17, 32)):
+            continue
+        before = (write(LVTPC, NMI | 1 << bit), *counting(setup, CYCLES | INT, -50))
+        yield Case(("A4.11", "A4.15"), setup, before, (code(80),), _look(setup))
 
 
 def _interrupts(setup: Setup) -> Iterator[Case]:

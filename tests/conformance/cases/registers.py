@@ -254,7 +254,7 @@ def _by_host(setup: Setup) -> Iterator[Case]:
         look = (read(GLOBAL_STATUS), host_read(GLOBAL_STATUS), read(GLOBAL_OVF_CTRL))
         yield Case(("D3.6",), setup, overflown, (host_write(GLOBAL_STATUS, 1 << bit),), look)
         yield Case(("D3.27", "D3.8"), setup, overflown, (host_write(GLOBAL_OVF_CTRL, 1 << bit),), look)
-    for word in (0, 0x2000, 0x32C4, 0x2001):
+    for word in (0, 0x2000, 0x32C4, 0x2001, 0x4000, 0x6000, 0x3000):
         look = (read(PERF_CAPABILITIES), host_read(PERF_CAPABILITIES), read(FULL_PMC), write(FULL_PMC, 1))
         yield Case(("D3.28",), setup, (), (host_write(PERF_CAPABILITIES, word),), look)
     for msr, word in ((EVENTSEL, 0x53003C), (EVENTSEL, 1 << 40), (FIXED_CTR_CTRL, 0xBB), (FIXED_CTR_CTRL, 4)):
