@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import importlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -232,6 +233,9 @@ def mutants() -> tuple[Mutant, ...]:
 # -- putting code in --
 
 
+_sites = itertools.count()
+
+
 class _Replace(ast.NodeTransformer):
     """Puts one node in the place of another, which is found by its identity."""
 
@@ -271,7 +275,8 @@ def _probe(number: int, value: Any, other: Any) -> ast.Call:
     """Return the call that compares an expression with another, which is not evaluated if it does things."""
     nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
     second = ast.Lambda(nothing, copy.deepcopy(other)) if _is_pure(other) else ast.Constant(None)
-    return ast.Call(ast.Name(_PROBE, ast.Load()), [ast.Constant(number), value, second], [])
+    where = [ast.Constant(number), ast.Constant(next(_sites))]
+    return ast.Call(ast.Name(_PROBE, ast.Load()), [*where, value, second], [])
 
 
 class _Instrument(ast.NodeTransformer):
@@ -315,7 +320,8 @@ class _Instrument(ast.NodeTransformer):
             return super().generic_visit(node)
         number, flip = self.at[id(node)]
         if flip.kind == "update":
-            call = ast.Call(ast.Name(_REACHED, ast.Load()), [ast.Constant(number)], [])
+            where: list[ast.expr] = [ast.Constant(number), ast.Constant(next(_sites))]
+            call = ast.Call(ast.Name(_REACHED, ast.Load()), where, [])
             return [ast.copy_location(ast.Expr(call), node), super().generic_visit(node)]
         return ast.copy_location(_probe(number, super().generic_visit(node), flip.new), node)
 
@@ -361,24 +367,25 @@ def apply(mutant: Mutant) -> None:
                     setattr(each, name, np.uint64(mutant.value))
 
 
-def instrument(note: Callable[[int], None]) -> None:
+def instrument(note: Callable[[int, int], None]) -> None:
     """Put probes into the kernels that this process has loaded, for good.
 
     Parameters
     ----------
     note : callable
-        Is told the index in `mutants` of each mutant that makes a difference, each time that it does.
+        Is told the index in `mutants` of each mutant that makes a difference, and at which place of the
+        sources, each time that it does.
     """
 
     import numpy as np
 
-    def probe(number: int, value: Any, other: Callable[[], Any] | None) -> Any:
+    def probe(number: int, site: int, value: Any, other: Callable[[], Any] | None) -> Any:
         try:
             same = other is not None and bool(other() == value)
         except Exception:
             same = False
         if not same:
-            note(number)
+            note(number, site)
         return value
 
     constants = [(number, mutant) for number, mutant in enumerate(mutants()) if mutant.at < 0]

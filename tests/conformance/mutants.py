@@ -26,14 +26,23 @@ from selectors import EVENT_READ, DefaultSelector
 from tomllib import loads
 from typing import Any, Final, NamedTuple
 
-from tests.conformance.flips import ROOT, Mutant, apply, instrument, mutants
+from tests.conformance.flips import MODULES, ROOT, Mutant, apply, instrument, mutants
 
 __all__ = ["ROOT", "equivalents", "main", "mutants"]
 
-FIRST_CASES: Final = 40
-"""Cases in which a flip makes a difference that are remembered: the first of different rules."""
+RULES: Final = 12
+CASES: Final = 4
+"""Of how many rules, and of each how many cases are remembered in which a flip makes a difference."""
 BUILT_CASES: Final = 2
 """Of a rule and a family: what else runs if a flip makes a difference while a machine is built."""
+DESIGNS_OF: Final = {
+    "designs.common": ("legacy", "optimized"),
+    "designs.filter": ("legacy", "optimized"),
+    "designs.legacy": ("legacy",),
+    "designs.optimized": ("optimized",),
+    "designs.native": ("native",),
+}
+"""Whose cases run code of a module; of the others, all."""
 CASE_SECONDS: Final = 20
 LONG_SECONDS: Final = 600
 
@@ -143,18 +152,15 @@ def _reached(indexes: list[int]) -> dict[int, list[int]]:
 
     from tests.conformance.table import cases
 
-    found: defaultdict[int, list[int]] = defaultdict(list)
-    rules_of: defaultdict[int, set[str]] = defaultdict(set)
+    found: defaultdict[tuple[int, int], dict[str, list[int]]] = defaultdict(dict)
     now = -1
 
-    def note(number: int) -> None:
-        known = found[number]
-        if (known and known[-1] == now) or len(known) >= FIRST_CASES:
-            return
+    def note(number: int, site: int) -> None:
+        by_rule = found[number, site]
         # Another rule's case is more likely to show what this one did not.
         rule = cases()[now].rules[0] if now >= 0 else ""
-        if len(known) < FIRST_CASES // 4 or rule not in rules_of[number]:
-            rules_of[number].add(rule)
+        known = by_rule.setdefault(rule, [])
+        if len(by_rule) <= RULES and len(known) < CASES and now not in known:
             known.append(now)
 
     runner = _Runner()
@@ -165,7 +171,10 @@ def _reached(indexes: list[int]) -> dict[int, list[int]]:
             runner.builds(index)
             now = index
             assert not runner.fails(index), f"case {index} fails without a mutant: {cases()[index]}"
-    return dict(found)
+    merged: defaultdict[int, list[int]] = defaultdict(list)
+    for (number, _), by_rule in found.items():
+        merged[number] += [index for known in by_rule.values() for index in known]
+    return dict(merged)
 
 
 # -- processes --
@@ -214,7 +223,9 @@ def run(chosen: list[Mutant], jobs: int, most: int = 0) -> Iterator[tuple[Mutant
     reached = all_reached([index for index in everything if not _is_long(index)], jobs)
     numbers = {mutant: number for number, mutant in enumerate(mutants())}
     long = [index for index in everything if _is_long(index)]
-    known, catchers = equivalents(), Counter[int]()
+    known, of_design = equivalents(), {module: _of_designs(everything, module) for module in MODULES}
+    rank = {index: place for place, index in enumerate(everything)}
+    catchers = Counter[int]()
     waiting = chosen[::-1]
     running: dict[int, tuple[int, Mutant]] = {}
     gc.freeze()
@@ -222,11 +233,13 @@ def run(chosen: list[Mutant], jobs: int, most: int = 0) -> Iterator[tuple[Mutant
         while waiting or running:
             while waiting and len(running) < jobs:
                 mutant = waiting.pop()
-                mine = reached.get(numbers[mutant], [])
+                mine = sorted(set(reached.get(numbers[mutant], [])), key=lambda index: rank.get(index, -1))
                 if -1 in mine:
-                    mine = [index for index in mine if index >= 0] + some
-                if mine and mutant.name not in known:
+                    mine = [*mine[1:], *some]
+                if mine and _is_about_periods(mutant):
                     mine = [*mine, *long]
+                if mine and mutant.name not in known:
+                    mine = [*mine, *of_design[mutant.module]]
                 first = [index for index, _ in catchers.most_common(200) if index in set(mine)]
                 pid, pipe = _in_child(partial(_run_one, mutant, [*first, *mine]))
                 running[pipe] = (pid, mutant)
@@ -238,6 +251,19 @@ def run(chosen: list[Mutant], jobs: int, most: int = 0) -> Iterator[tuple[Mutant
                 if verdict.rule:
                     catchers[verdict.case] += 1
                 yield mutant, verdict
+
+
+def _of_designs(indexes: list[int], module: str) -> list[int]:
+    """Return the cases that run code of a module, but for the long ones."""
+    from tests.conformance.table import cases
+
+    designs = DESIGNS_OF.get(module)
+    return [i for i in indexes if not cases()[i].long and (not designs or cases()[i].setup.design in designs)]
+
+
+def _is_about_periods(mutant: Mutant) -> bool:
+    """Return whether a mutant may change when a counter that starts from 0 overflows: that takes its time."""
+    return mutant.module == "designs.legacy" and mutant.function in ("_period", "perf_arguments")
 
 
 def _is_long(index: int) -> bool:

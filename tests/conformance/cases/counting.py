@@ -271,6 +271,13 @@ def _fixed(setup: Setup) -> Iterator[Case]:
         yield Case(("D3.11", "D5.6", "E1.2"), setup, before, access, look)
     ref = (write(FIXED_CTR_CTRL, 0x200), *on(setup))
     yield Case(("A2.14", "D5.11"), setup, ref, (code(20_000),), (rdpmc(FIXED + 2), rdpmc(FIXED + 1)))
+    for first, second in product(range(16), range(16)):
+        if (first | second) & 4:
+            continue
+        changed = (*on(setup), write(FIXED_CTR_CTRL, first << 4), code(7), write(FIXED_CTR_CTRL, second << 4))
+        run = (code(11), kernel_code(5))
+        look = (rdpmc(FIXED + 1), read(FIXED_CTR_CTRL))
+        yield Case(("A2.15", "D3.1"), setup, changed, run, look)
     kept = (write(FIXED_CTR_CTRL, 0x22), *on(setup), code(10), write(FIXED_CTR_CTRL, 0x20))
     yield Case(("F1.2", "D3.1", "A2.15"), setup, kept, (code(10),), (rdpmc(FIXED), rdpmc(FIXED + 1)))
     one_changes = (
@@ -294,6 +301,10 @@ def _freeze(setup: Setup) -> Iterator[Case]:
         before = (write(LVTPC, lvtpc), write(DEBUGCTL, word), *counting(setup, CYCLES | ask, -50))
         look = (read(GLOBAL_CTRL), *_look(setup))
         yield Case(("A4.16", "A4.17", "D5.12"), setup, before, (code(80),), look)
+    for bit in (0, 1, *range(6, 16)):
+        before = (OPEN, write(DEBUGCTL, 1 << bit), *counting(setup, CYCLES | INT, -50))
+        look = (read(GLOBAL_CTRL), rdpmc(0), read(DEBUGCTL))
+        yield Case(("A4.16", "A1.11"), setup, before, (code(80),), look)
     other = (
         OPEN,
         write(DEBUGCTL, FREEZE),
