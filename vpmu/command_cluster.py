@@ -146,11 +146,11 @@ def status_command(where: Where, at_least: int) -> str:
     """Return in one line who is in a cluster; GangError if it does not answer or is too small."""
     import distributed
 
-    from vpmu.cluster.dask_workers import client_of
+    from vpmu.cluster.dask_workers import client_of, workers_of
 
     client: distributed.Client = client_of(where, where.start_within_s)
     with client:
-        workers = sorted(client.scheduler_info()["workers"])
+        workers = sorted(workers_of(client))
     line = f"{where.scheduler}: {len(workers)} workers: {', '.join(workers) or 'none'}"
     if len(workers) < at_least:
         raise GangError(f"{line}; {at_least} are needed")

@@ -180,7 +180,7 @@ class CutOffRow(Struct, kw_only=True):
 
 
 class MachineRow(Struct, kw_only=True):
-    """A machine guest: how it ended, what it retired, how late it noticed overflows, its console's SHA-256."""
+    """A machine guest: how it ended, what it retired, how late it noticed overflows, its console's hash."""
 
     vm: str
     end: str

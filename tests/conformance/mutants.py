@@ -1,286 +1,50 @@
 """The mutation run: one mask, width, comparison or update of the kernels is flipped; the suite has to notice.
 
 The kernels run uncompiled (``NUMBA_DISABLE_JIT=1``), so that a mutant costs no compilation: a process that
-has loaded everything forks, the child puts the mutant's code into the function that is there, and runs cases
-until one fails. Cases that caught others come first, then those of every rule in turn.
+has loaded everything forks, and the child puts the mutant's code into the function that is there.
 
-``python -m tests.conformance.mutants`` prints a line for each mutant; ``--only TEXT`` chooses some, ``--list``
-shows them, ``--compiled N`` also has every N-th compiled, in a copy of the sources: it has to end the same way.
+First the cases are run once with a probe at every flip, which says whether the flip would give anything else
+there. A mutant then runs the cases in which it would, until one fails; one that never makes a difference
+survives. ``python -m tests.conformance.mutants`` prints a line for each mutant; ``--only TEXT`` chooses some
+and ``--list`` shows them.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
-import importlib
+import gc
 import json
 import os
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from tomllib import loads
-from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
-ROOT: Final = Path(__file__).parents[2]
-MODULES: Final = (
-    "msr",
-    "integers",
-    "hardware",
-    "designs.common",
-    "designs.filter",
-    "designs.access",
-    "designs.legacy",
-    "designs.optimized",
-    "designs.native",
-)
-FUNCTIONS: Final = {"integers": {"sign_extend32", "lowest_bit"}}
-"""Of a module that is about more than registers: the functions that are."""
-BOOKKEEPING: Final = {"still", "book_grants", "vcpu_cost"}
-"""Functions about time that is lost and time that is spent, which no register shows."""
-_ACCOUNTS: Final = ("cost(", "P_CAUSES", "P_EXITS", "exits_ns", "ns +", "+= ns", "COST_")
-"""What makes an expression one of those."""
-_TAGS: Final = ("REGISTER_", "STOP_", "OUT", "ON", "_REQUESTS", "_SLOTS")
-"""Constants that are names or sizes, not words of a register."""
-DESIGN_OF: Final = {"designs.legacy": "legacy", "designs.optimized": "optimized", "designs.native": "native"}
-SECONDS: Final = 300
-"""What a mutant may take; one that hangs is noticed by a case's own limit."""
-CASE_SECONDS: Final = 10
+from tests.conformance.flips import MODULES, ROOT, Mutant, apply, instrument, mutants
 
-_FLIPS: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
+__all__ = ["ROOT", "equivalents", "main", "mutants"]
+
+RULES: Final = 12
+CASES: Final = 4
+"""Of how many rules, and of each how many cases are remembered in which a flip makes a difference."""
+BUILT_CASES: Final = 2
+"""Of a rule and a family: what else runs if a flip makes a difference while a machine is built."""
+DESIGNS_OF: Final = {
+    "designs.common": ("legacy", "optimized"),
+    "designs.filter": ("legacy", "optimized"),
+    "designs.legacy": ("legacy",),
+    "designs.optimized": ("optimized",),
+    "designs.native": ("native",),
 }
-_SHIFTS: Final[dict[type[ast.operator], type[ast.operator]]] = {
-    ast.LShift: ast.RShift,
-    ast.RShift: ast.LShift,
-}
-
-
-class Mutant(NamedTuple):
-    """One change of the kernels.
-
-    Parameters
-    ----------
-    module : str
-        Below `vpmu.kernels`.
-    function : str
-        Name; of a constant, its name.
-    kind, change : str
-        What is flipped, and how it looks.
-    number : int
-        Which one of the same look in the function.
-    tree : ast.Module, optional
-        The module with the change; None for a constant.
-    value : int
-        A constant's other value.
-    """
-
-    module: str
-    function: str
-    kind: str
-    change: str
-    number: int
-    tree: ast.Module | None = None
-    value: int = 0
-
-    @property
-    def name(self) -> str:
-        """What it is called in the report and in `mutants.toml`."""
-        again = f" #{self.number}" if self.number else ""
-        return f"{self.module}.{self.function}: {self.change}{again}"
-
-
-# -- what can be flipped --
-
-
-class _Flip(NamedTuple):
-    kind: str
-    change: str
-    old: ast.AST
-    new: ast.AST
-
-
-def _flips(node: ast.AST) -> Iterator[_Flip]:
-    """Return the flips of one node."""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in _FLIPS:
-        new: ast.AST = ast.Compare(node.left, [_FLIPS[type(node.ops[0])]()], node.comparators)
-        yield _of("comparison", node, new)
-    elif isinstance(node, ast.BinOp):
-        yield from _operator_flips(node)
-    elif isinstance(node, ast.BoolOp):
-        yield _of("comparison", node, ast.BoolOp(_other(node.op), node.values))
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield _of("comparison", node, node.operand)
-    elif isinstance(node, ast.Assign | ast.AugAssign) and _updates_state(node):
-        yield _Flip("update", f"drop {ast.unparse(node)}", node, ast.Pass())
-
-
-def _of(kind: str, old: ast.AST, new: ast.AST) -> _Flip:
-    return _Flip(kind, f"{ast.unparse(old)} -> {ast.unparse(new)}", old, new)
-
-
-def _other(op: ast.boolop) -> ast.boolop:
-    return ast.Or() if isinstance(op, ast.And) else ast.And()
-
-
-def _operator_flips(node: ast.BinOp) -> Iterator[_Flip]:
-    if isinstance(node.op, ast.BitAnd):
-        right = node.right
-        negated = isinstance(right, ast.UnaryOp) and isinstance(right.op, ast.Invert)
-        yield _of("mask", node, ast.BinOp(node.left, ast.BitAnd(), right.operand) if negated else node.left)  # type: ignore[attr-defined]
-    elif isinstance(node.op, ast.BitOr):
-        yield _of("mask", node, node.left)
-    elif isinstance(node.op, ast.BitXor):
-        yield _of("mask", node, ast.BinOp(node.left, ast.BitOr(), node.right))
-    elif type(node.op) in _SHIFTS:
-        yield _of("width", node, ast.BinOp(node.left, _SHIFTS[type(node.op)](), node.right))
-    elif isinstance(node.op, ast.Add | ast.Sub) and not isinstance(node.left, ast.Name):
-        yield _of("width", node, node.left)
-
-
-def _updates_state(node: ast.Assign | ast.AugAssign) -> bool:
-    target = node.target if isinstance(node, ast.AugAssign) else node.targets[0]
-    return isinstance(target, ast.Subscript) and ast.unparse(target.value) == "s"
-
-
-class _Replace(ast.NodeTransformer):
-    """Puts one node in the place of another, which is found by its identity."""
-
-    def __init__(self, old: ast.AST, new: ast.AST) -> None:
-        self.old, self.new = old, new
-
-    def visit(self, node: ast.AST) -> Any:
-        """Return what stands in a node's place."""
-        return ast.copy_location(self.new, node) if node is self.old else super().generic_visit(node)
-
-
-def _source(module: str) -> str:
-    return Path(ROOT, "kernels", *module.split(".")).with_suffix(".py").read_text()
-
-
-def _functions(module: str, tree: ast.Module) -> Iterator[ast.FunctionDef]:
-    wanted = FUNCTIONS.get(module)
-    for node in tree.body:
-        chosen = isinstance(node, ast.FunctionDef) and (wanted is None or node.name in wanted)
-        if chosen and node.name not in BOOKKEEPING:
-            yield node
-
-
-def _column_offsets(node: ast.AST) -> set[int]:
-    """Return the nodes that only say where in the arena a word is: ``v + V_EVENTSEL + slot``."""
-    return {
-        id(inner)
-        for each in ast.walk(node)
-        if isinstance(each, ast.Subscript) and ast.unparse(each.value) == "s"
-        for inner in ast.walk(each.slice)
-    }
-
-
-def _function_mutants(module: str) -> Iterator[Mutant]:
-    tree = ast.parse(_source(module))
-    for function in _functions(module, tree):
-        seen: Counter[str] = Counter()
-        skipped = _column_offsets(function)
-        for node in ast.walk(function):
-            for flip in () if id(node) in skipped else _flips(node):
-                if any(each in flip.change for each in _ACCOUNTS):
-                    continue
-                memo: dict[int, Any] = {id(flip.old): flip.old}
-                changed = _Replace(flip.old, flip.new).visit(copy.deepcopy(tree, memo))
-                yield Mutant(module, function.name, flip.kind, flip.change, seen[flip.change], changed)
-                seen[flip.change] += 1
-
-
-def _names_used() -> set[str]:
-    """Return every name that a function of the modules to be flipped uses."""
-    trees = (ast.parse(_source(module)) for module in MODULES)
-    functions = (each for tree in trees for each in tree.body if isinstance(each, ast.FunctionDef))
-    return {node.id for each in functions for node in ast.walk(each) if isinstance(node, ast.Name)}
-
-
-def _constant_mutants(module: str) -> Iterator[Mutant]:
-    """Flip the lowest and the highest bit of each constant, and set the bit above it."""
-    import numpy as np
-
-    if module == "integers":
-        return
-    loaded = importlib.import_module(f"vpmu.kernels.{module}")
-    tree = ast.parse(Path(str(loaded.__file__)).read_text())
-    used = _names_used()
-    for node in tree.body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-            continue
-        name = node.targets[0].id
-        value = getattr(loaded, name)
-        if not isinstance(value, np.uint64) or "U64(" not in ast.unparse(node.value):
-            continue
-        if name.startswith(_TAGS) or name not in used:
-            continue
-        word = int(value)
-        bits = {word & -word, 1 << max(word.bit_length() - 1, 0), 1 << min(word.bit_length(), 63)}
-        for bit in sorted(bits - {0}):
-            yield Mutant(module, name, "mask", f"{word:#x} -> {word ^ bit:#x}", 0, None, word ^ bit)
-
-
-def mutants() -> list[Mutant]:
-    """Return all mutants in the order of the sources."""
-    return [
-        mutant for module in MODULES for mutant in (*_constant_mutants(module), *_function_mutants(module))
-    ]
-
-
-# -- putting one in --
-
-
-def _code_of(code: CodeType, path: tuple[str, ...]) -> CodeType:
-    """Return the code object of a function, by the names of what it stands in."""
-    if not path:
-        return code
-    (found,) = [each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == path[0]]
-    return _code_of(found, path[1:])
-
-
-def _functions_named(module: ModuleType, name: str) -> Iterator[tuple[FunctionType, tuple[str, ...]]]:
-    """Return the function objects made by a definition, with the way to their code."""
-    function = getattr(module, name)
-    yield function, (name,)
-    for made in list(sys.modules.values()):
-        for value in list(vars(made).values()) if made else ():
-            inner = isinstance(value, FunctionType) and value.__qualname__.startswith(f"{name}.<locals>.")
-            if inner and value.__module__ == module.__name__:
-                yield value, (name, value.__name__)
-
-
-def apply(mutant: Mutant) -> None:
-    """Put a mutant into the kernels that this process has loaded, for good."""
-    import numpy as np
-
-    module = importlib.import_module(f"vpmu.kernels.{mutant.module}")
-    if mutant.tree is None:
-        old = getattr(module, mutant.function)
-        for each in list(sys.modules.values()):
-            if (getattr(each, "__name__", None) or "").startswith(("vpmu.kernels", "vpmu_dispatch")):
-                for name, value in list(vars(each).items()):
-                    if value is old:
-                        setattr(each, name, np.uint64(mutant.value))
-        return
-    tree = ast.fix_missing_locations(mutant.tree)
-    code = compile(tree, str(module.__file__), "exec")
-    for function, path in _functions_named(module, mutant.function):
-        function.__code__ = _code_of(code, path)
-
-
-# -- running one --
+"""Whose cases run code of a module; of the others, all."""
+CASE_SECONDS: Final = 20
+LONG_SECONDS: Final = 600
 
 
 class Verdict(NamedTuple):
@@ -293,63 +57,131 @@ class Verdict(NamedTuple):
 
 
 class _Late(BaseException):
-    """A case, or all of them, took too long."""
+    """A case took too long."""
 
 
 def _too_late(*_: object) -> None:
     raise _Late
 
 
-def order(design: str | None) -> list[int]:
-    """Return indexes of a design's cases: the first of each rule, then the second, and so on."""
+def order(most: int) -> list[int]:
+    """Return indexes of cases: the first of each rule and family, then the second, and so on.
+
+    Parameters
+    ----------
+    most : int
+        How many of a rule and a family; 0 for all.
+    """
     from tests.conformance.table import cases
 
     ranked: list[tuple[bool, int, int]] = []
     seen: Counter[tuple[str, str]] = Counter()
     for index, case in enumerate(cases()):
-        if design in (None, case.setup.design):
-            key = (case.rules[0], case.setup.family)
-            # Setups of their own (filters, few counters) are built when they are first needed: later.
-            special = case.setup.filter is not None or case.setup.nr_fixed != 3
+        key = (case.rules[0], case.setup.family)
+        # Setups of their own (filters, few counters) are built when they are first needed: later.
+        special = case.setup.filter is not None or case.setup.nr_fixed != 3
+        if seen[key] < most or not most:
             ranked.append((case.long, seen[key] + 3 * special, index))
-            seen[key] += 1
+        seen[key] += 1
     return [index for *_, index in sorted(ranked)]
+
+
+class _Runner:
+    """Carries single cases out in this process, with a limit on each."""
+
+    def __init__(self) -> None:
+        from tests.conformance.setup import Setup
+        from tests.conformance.ways import InKernels
+
+        self._make = InKernels
+        self._ways: dict[Setup, InKernels] = {}
+        signal.signal(signal.SIGALRM, _too_late)
+
+    def builds(self, index: int) -> str:
+        """Build what a case needs; return how that fails, nothing if it does not."""
+        from tests.conformance.table import cases
+
+        setup = cases()[index].setup
+        signal.alarm(CASE_SECONDS)
+        try:
+            if setup not in self._ways:
+                self._ways[setup] = self._make(setup)
+        except _Late:
+            return "hangs"
+        except Exception as error:
+            return type(error).__name__
+        finally:
+            signal.alarm(0)
+        return ""
+
+    def fails(self, index: int) -> str:
+        """Return how a case fails, nothing if it does not; what it needs is there."""
+        from tests.conformance.suite import all_expected, check
+        from tests.conformance.table import cases
+
+        case = cases()[index]
+        signal.alarm(LONG_SECONDS if case.long else CASE_SECONDS)
+        try:
+            return "" if check(self._ways[case.setup], case, all_expected()[index]) is None else "differs"
+        except _Late:
+            return "hangs"
+        except Exception as error:
+            return type(error).__name__
+        finally:
+            signal.alarm(0)
 
 
 def run_until_caught(indexes: Iterable[int]) -> Verdict:
     """Run cases until one fails."""
     import numpy as np
 
-    from tests.conformance.setup import Setup
-    from tests.conformance.suite import check
     from tests.conformance.table import cases
-    from tests.conformance.ways import InKernels
 
-    begun = time.monotonic()
-    ways: dict[Setup, InKernels] = {}
-    signal.signal(signal.SIGALRM, _too_late)
+    begun, runner = time.monotonic(), _Runner()
     with np.errstate(all="ignore"):
         for index in indexes:
-            case = cases()[index]
-            signal.alarm(CASE_SECONDS * (30 if case.long else 1))
-            try:
-                if case.setup not in ways:
-                    ways[case.setup] = InKernels(case.setup)
-                how = "" if check(ways[case.setup], case) is None else "differs"
-            except _Late:
-                how = "hangs"
-            except Exception as error:
-                how = type(error).__name__
-            signal.alarm(0)
+            how = runner.builds(index) or runner.fails(index)
             if how:
-                return Verdict(case.rules[0], index, how, time.monotonic() - begun)
-            if time.monotonic() - begun > SECONDS:
-                return Verdict("", -1, "out of time", time.monotonic() - begun)
+                return Verdict(cases()[index].rules[0], index, how, time.monotonic() - begun)
     return Verdict("", -1, "", time.monotonic() - begun)
 
 
-def _in_child(mutant: Mutant, indexes: list[int]) -> tuple[int, int]:
-    """Run a mutant in a child process; return its id and the pipe that its verdict will come by."""
+def _reached(indexes: list[int]) -> dict[int, list[int]]:
+    """Run cases with probes; return by mutant in which of them it would make a difference."""
+    import numpy as np
+
+    from tests.conformance.table import cases
+
+    found: defaultdict[tuple[int, int], dict[str, list[int]]] = defaultdict(dict)
+    now = -1
+
+    def note(number: int, site: int) -> None:
+        by_rule = found[number, site]
+        # Another rule's case is more likely to show what this one did not.
+        rule = cases()[now].rules[0] if now >= 0 else ""
+        known = by_rule.setdefault(rule, [])
+        if len(by_rule) <= RULES and len(known) < CASES and now not in known:
+            known.append(now)
+
+    runner = _Runner()
+    instrument(note)
+    with np.errstate(all="ignore"):
+        for index in indexes:
+            now = -1
+            runner.builds(index)
+            now = index
+            assert not runner.fails(index), f"case {index} fails without a mutant: {cases()[index]}"
+    merged: defaultdict[int, list[int]] = defaultdict(list)
+    for (number, _), by_rule in found.items():
+        merged[number] += [index for known in by_rule.values() for index in known]
+    return dict(merged)
+
+
+# -- processes --
+
+
+def _in_child(work: Callable[[], Any]) -> tuple[int, int]:
+    """Do something in a child process; return its id and the pipe that the answer comes by."""
     out, into = os.pipe()
     pid = os.fork()
     if pid:
@@ -357,39 +189,92 @@ def _in_child(mutant: Mutant, indexes: list[int]) -> tuple[int, int]:
         return pid, out
     os.close(out)
     try:
-        apply(mutant)
-        answer: object = run_until_caught(indexes)
+        answer = work()
     except BaseException as error:
-        answer = Verdict("", -1, f"broken: {error!r}", 0)
-    os.write(into, json.dumps(answer).encode())
+        answer = ["", -1, f"broken: {error!r}", 0]
+    with os.fdopen(into, "wb") as pipe:
+        pipe.write(json.dumps(answer).encode())
     os._exit(0)
 
 
-def run(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, Verdict]]:
+def _answer(pid: int, pipe: int) -> Any:
+    with os.fdopen(pipe, "rb") as answers:
+        text = answers.read()
+    os.waitpid(pid, 0)
+    return json.loads(text or b'["", -1, "died", 0]')
+
+
+def all_reached(indexes: list[int], jobs: int) -> dict[int, list[int]]:
+    """Return by mutant the cases in which it would make a difference; processes share the work."""
+    shares = [indexes[job::jobs] for job in range(jobs)]
+    children = [_in_child(partial(_reached, share)) for share in shares]
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for child in children:
+        answer = _answer(*child)
+        assert isinstance(answer, dict), answer
+        for number, reached in answer.items():
+            found[int(number)] += reached
+    return dict(found)
+
+
+def run(chosen: list[Mutant], jobs: int, most: int = 0) -> Iterator[tuple[Mutant, Verdict]]:
     """Run mutants, some at a time; yield each with its verdict, in the order in which they end."""
-    orders = {design: order(design) for design in (None, *DESIGN_OF.values())}
-    catchers: Counter[int] = Counter()
+    everything, some = order(most), order(BUILT_CASES)
+    reached = all_reached([index for index in everything if not _is_long(index)], jobs)
+    numbers = {mutant: number for number, mutant in enumerate(mutants())}
+    long = [index for index in everything if _is_long(index)]
+    known, of_design = equivalents(), {module: _of_designs(everything, module) for module in MODULES}
+    rank = {index: place for place, index in enumerate(everything)}
+    catchers = Counter[int]()
     waiting = chosen[::-1]
     running: dict[int, tuple[int, Mutant]] = {}
+    gc.freeze()
     with DefaultSelector() as selector:
         while waiting or running:
             while waiting and len(running) < jobs:
                 mutant = waiting.pop()
-                all_ = orders[DESIGN_OF.get(mutant.module)]
-                first = [index for index, _ in catchers.most_common(60) if index in set(all_)]
-                pid, pipe = _in_child(mutant, first + all_)
+                mine = sorted(set(reached.get(numbers[mutant], [])), key=lambda index: rank.get(index, -1))
+                if -1 in mine:
+                    mine = [*mine[1:], *some]
+                if mine and _is_about_periods(mutant):
+                    mine = [*mine, *long]
+                if mine and mutant.name not in known:
+                    mine = [*mine, *of_design[mutant.module]]
+                first = [index for index, _ in catchers.most_common(200) if index in set(mine)]
+                pid, pipe = _in_child(partial(_run_one, mutant, [*first, *mine]))
                 running[pipe] = (pid, mutant)
                 selector.register(pipe, EVENT_READ)
             for key, _ in selector.select():
-                pipe = key.fd
-                pid, mutant = running.pop(pipe)
-                verdict = Verdict(*json.loads(os.read(pipe, 1 << 16) or b'["", -1, "died", 0]'))
-                selector.unregister(pipe)
-                os.close(pipe)
-                os.waitpid(pid, 0)
+                pid, mutant = running.pop(key.fd)
+                selector.unregister(key.fd)
+                verdict = Verdict(*_answer(pid, key.fd))
                 if verdict.rule:
                     catchers[verdict.case] += 1
                 yield mutant, verdict
+
+
+def _of_designs(indexes: list[int], module: str) -> list[int]:
+    """Return the cases that run code of a module, but for the long ones."""
+    from tests.conformance.table import cases
+
+    designs = DESIGNS_OF.get(module)
+    return [i for i in indexes if not cases()[i].long and (not designs or cases()[i].setup.design in designs)]
+
+
+def _is_about_periods(mutant: Mutant) -> bool:
+    """Return whether a mutant may change when a counter that starts from 0 overflows: that takes its time."""
+    return mutant.module == "designs.legacy" and mutant.function in ("_period", "perf_arguments")
+
+
+def _is_long(index: int) -> bool:
+    from tests.conformance.table import cases
+
+    return cases()[index].long
+
+
+def _run_one(mutant: Mutant, indexes: list[int]) -> Verdict:
+    apply(mutant)
+    return run_until_caught(indexes)
 
 
 # -- report --
@@ -398,7 +283,7 @@ def run(chosen: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, Verdict]]:
 def equivalents() -> dict[str, str]:
     """Return the mutants that change nothing a guest could see, and why."""
     table = loads(Path(__file__).with_name("mutants.toml").read_text())
-    return {each["name"]: each["why"] for each in table.get("equivalent", [])}
+    return {name: each["why"] for each in table.get("equivalent", []) for name in each["names"]}
 
 
 def line(mutant: Mutant, verdict: Verdict, known: dict[str, str]) -> str:
@@ -412,33 +297,39 @@ def line(mutant: Mutant, verdict: Verdict, known: dict[str, str]) -> str:
     return f"{mutant.kind:<11}{mutant.name}  {end}  {verdict.seconds:.1f} s"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the mutants; return 1 if one survives that is not said to be equivalent, or the other way round."""
+def main() -> int:
+    """Run the mutants; return 1 if one survives that is not said to be equivalent, or the other way."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.mutants")
     parser.add_argument("--only", default="", help="text in the names of the mutants to run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--list", action="store_true", help="print the mutants and run none")
-    parser.add_argument("--every", type=int, default=1, help="run every so many-th")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--most", type=int, default=0, help="cases of a rule and a family; 0 for all")
+    parser.add_argument("--every", type=int, default=1, help="run every so many-th mutant")
+    chosen = parser.parse_args()
     if os.environ.get("NUMBA_DISABLE_JIT") != "1":
         os.environ["NUMBA_DISABLE_JIT"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "tests.conformance.mutants", *sys.argv[1:]])
     import tests.conformance.ways  # noqa: F401 - the kernels are loaded once, before the first fork
+    from tests.conformance.suite import all_expected
 
     found = [mutant for mutant in mutants() if chosen.only in mutant.name][:: chosen.every]
     if chosen.list:
         print("\n".join(f"{mutant.kind:<11}{mutant.name}" for mutant in found))
         return 0
-    known = equivalents()
-    caught, spared, wrong = 0, 0, []
     begun = time.monotonic()
-    for mutant, verdict in run(found, chosen.jobs):
+    all_expected()
+    known, wrong = equivalents(), []
+    caught = spared = 0
+    for mutant, verdict in run(found, chosen.jobs, chosen.most):
         print(line(mutant, verdict, known), flush=True)
         if bool(verdict.rule) == (mutant.name in known):
             wrong.append(mutant.name)
         caught += bool(verdict.rule)
         spared += not verdict.rule and mutant.name in known
-    print(f"{len(found)} mutants in {time.monotonic() - begun:.0f} s: {caught} caught, {spared} equivalent")
+    seconds = time.monotonic() - begun
+    print(
+        f"{len(found)} mutants in {seconds:.0f} s: {caught} caught, {spared} equivalent, {len(wrong)} wrong"
+    )
     for name in wrong:
         print(f"{'said to be equivalent, but caught' if name in known else 'survived'}: {name}")
     return int(bool(wrong))

@@ -54,7 +54,7 @@ CORE_KHZ: Final = 2_000_000
 TSC_KHZ: Final = 2_200_000
 BUS_KHZ: Final = 100_000
 
-_FIXED_TAKEN = {
+_FIXED_TAKEN: dict[str, object] = {
     "name": "fixed",
     "kind": "stat",
     "events": ["cpu-cycles"],
@@ -62,9 +62,13 @@ _FIXED_TAKEN = {
     "exclude_guest": False,
 }
 _GP_TAKEN = {**_FIXED_TAKEN, "name": "gp", "events": ["branches"] * 4}
-TAKEN: Final = {"": [], "cycles": [_FIXED_TAKEN], "all": [_GP_TAKEN, _FIXED_TAKEN]}
+TAKEN: Final[dict[str, list[dict[str, object]]]] = {
+    "": [],
+    "cycles": [_FIXED_TAKEN],
+    "all": [_GP_TAKEN, _FIXED_TAKEN],
+}
 """Host tools that hold the fixed counter of cycles, or with it all general-purpose ones."""
-_CMASKED: Final = {
+_CMASKED: Final[dict[str, object]] = {
     "name": "kinds",
     "kind": "stat",
     "start": "900000 s",
@@ -153,7 +157,13 @@ class Setup(NamedTuple):
                 "masked": self.filter.masked,
             }
         # Two instructions a cycle; the others by instruction.
-        names = ("branches", "branch_misses", "cache_references", "cache_misses", "dtlb_load_misses")
+        names: tuple[str, ...] = (
+            "branches",
+            "branch_misses",
+            "cache_references",
+            "cache_misses",
+            "dtlb_load_misses",
+        )
         names += ("l1_dcache_loads",)
         rates = {name: RATES[event] / 2 for name, event in zip(names, list(RATES)[2:], strict=True)}
         code = {"name": "all", "share": 1, "ipc": 2, **rates}

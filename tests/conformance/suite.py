@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import groupby
 from typing import NamedTuple
 
 from tests.conformance.setup import Seen
-from tests.conformance.table import Case, Expected, expected
+from tests.conformance.table import Case, Expected, cases, expected
 from tests.conformance.ways import InKernels, StuckError, Way, quiet
 
 
@@ -25,6 +26,12 @@ class Failure(NamedTuple):
         return f"{self.case}\n  {self.way}, {at}: wanted {self.wanted}, found {self.found}"
 
 
+@cache
+def all_expected() -> list[list[Expected]]:
+    """Return what is expected of every case, in the table's order."""
+    return [expected(case.setup, case.steps) for case in cases()]
+
+
 def check(way: Way, case: Case, wants: list[Expected] | None = None) -> Failure | None:
     """Carry a case out; return how it failed, None if it did not."""
     wants = expected(case.setup, case.steps) if wants is None else wants
@@ -39,10 +46,10 @@ def check(way: Way, case: Case, wants: list[Expected] | None = None) -> Failure 
     return None
 
 
-def run(cases: Iterable[Case], kind: type[Way] = InKernels) -> Iterator[Failure]:
+def run(chosen: Iterable[Case], kind: type[Way] = InKernels) -> Iterator[Failure]:
     """Carry cases out, one way built for each setup; yield those that fail."""
     with quiet():
-        for setup, group in groupby(cases, key=lambda case: case.setup):
+        for setup, group in groupby(chosen, key=lambda case: case.setup):
             way = kind(setup)
             for case in group:
                 failure = None if case.long and not way.runs_long else check(way, case)

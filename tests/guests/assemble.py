@@ -1,7 +1,7 @@
 """The small guests: bytes with their listing, and the image made of them.
 
-The tests load ``NAME.lst``. After a change to ``NAME.s``, ``python -m tests.guests.assemble`` writes the listings anew;
-it needs GNU as.
+The tests load ``NAME.lst``. After a change to ``NAME.s``, ``python -m tests.guests.assemble`` writes the
+listings anew; it needs GNU as.
 """
 
 import re
@@ -45,15 +45,17 @@ def elf_of(code: bytes, *, entry: int = ENTRY, address: int = ENTRY, size: int |
     """Return an ELF file with one segment."""
     offset = _ELF_HEADER.size + _PROGRAM_HEADER.size
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = _ELF_HEADER.pack(ident, 2, 62, 1, entry, _ELF_HEADER.size, 0, 0, _ELF_HEADER.size, _PROGRAM_HEADER.size, 1, 0, 0, 0)
+    header = _ELF_HEADER.pack(
+        ident, 2, 62, 1, entry, _ELF_HEADER.size, 0, 0, _ELF_HEADER.size, _PROGRAM_HEADER.size, 1, 0, 0, 0
+    )
     segment = _PROGRAM_HEADER.pack(1, 7, offset, address, address, len(code), size or len(code), 0x1000)
     return header + segment + code
 
 
 def listing_of(name: str) -> str:
     """Assemble a guest; return its listing: offset, bytes and source of each line that has bytes."""
-    command = ["as", "--64", "-alcmn", "--listing-rhs-width=160", "--listing-lhs-width=4", "--listing-lhs-width2=4",
-               "--listing-cont-lines=99", "-o", "/dev/null", f"{name}.s"]  # fmt: skip
+    widths = ["--listing-rhs-width=160", "--listing-lhs-width=4", "--listing-lhs-width2=4"]
+    command = ["as", "--64", "-alcmn", *widths, "--listing-cont-lines=99", "-o", "/dev/null", f"{name}.s"]
     text = subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, text=True).stdout
     lines = []
     for line in text.splitlines():

@@ -13,4 +13,4 @@ def require_extra() -> None:
         import capstone  # noqa: F401
         import unicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(f"machine guests need the package {error.name}: pip install 'vpmu[machine]'") from None
+        raise UserError(f"a machine guest needs {error.name}: pip install 'vpmu[machine]'") from None

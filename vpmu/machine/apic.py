@@ -11,7 +11,8 @@ LVT_TIMER, LVT_THERMAL, LVTPC, LVT_LINT0, LVT_LINT1, LVT_ERROR = 0x320, 0x330, 0
 INITIAL_COUNT, CURRENT_COUNT, DIVIDE, SELF_IPI = 0x380, 0x390, 0x3E0, 0x3F0
 
 _PLAIN = {TPR: 0xFF, LDR: 0xFF000000, DFR: 0xF0000000, SVR: 0x1FF, LVT_THERMAL: 0x107FF, LVT_LINT0: 0x1A7FF,
-          LVT_LINT1: 0x1A7FF, LVT_ERROR: 0x100FF, LVT_TIMER: 0x700FF, DIVIDE: 0xB, ICR_HIGH: 0xFF000000}  # fmt: skip
+          LVT_LINT1: 0x1A7FF, LVT_ERROR: 0x100FF, LVT_TIMER: 0x700FF, DIVIDE: 0xB,
+          ICR_HIGH: 0xFF000000}  # fmt: skip
 """Registers that keep what is written, with the bits that can be written."""
 
 _READ_ONLY = (ID, VERSION, PPR, CURRENT_COUNT)
@@ -41,7 +42,7 @@ class Apic:
         self.timer_at_ns = NEVER
         self._period_ns = 0
         self._initial = 0
-        self.registers = {register: 0 for register in _PLAIN}
+        self.registers = dict.fromkeys(_PLAIN, 0)
         self.registers[SVR] = 0xFF
         self.registers[DFR] = 0xF0000000
         for register in (LVT_TIMER, LVT_THERMAL, LVT_LINT0, LVT_LINT1, LVT_ERROR):
@@ -127,7 +128,7 @@ class Apic:
             self.request(lvt & 0xFF)
 
     def acknowledge(self, vector: int) -> None:
-        """The processor has taken a vector."""
+        """Book that the processor has taken a vector."""
         self.requested &= ~(1 << vector)
         self.in_service |= 1 << vector
 
@@ -139,7 +140,9 @@ class Apic:
         """Send an interrupt to oneself; nobody else is there to take another."""
         shorthand, mode = value >> 18 & 3, value >> 8 & 7
         destination = value >> 32 if self.x2apic else self.registers[ICR_HIGH] >> 24
-        if shorthand in (_SELF, _ALL_SELF) or (shorthand == 0 and destination in (self.identity, 0xFF, 0xFFFFFFFF)):
+        if shorthand in (_SELF, _ALL_SELF) or (
+            shorthand == 0 and destination in (self.identity, 0xFF, 0xFFFFFFFF)
+        ):
             self.accept_local(mode << 8 | value & 0xFF)
 
     # -- timer --

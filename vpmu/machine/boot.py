@@ -1,4 +1,4 @@
-"""The machine as an image finds it: long mode, memory mapped one to one, a flat GDT, multiboot information."""
+"""The machine as an image finds it: long mode, memory mapped one to one, flat GDT, multiboot information."""
 
 import struct
 
@@ -29,9 +29,9 @@ class CommandLineTooLong(ValueError):
 def boot(processor: Processor, image: Image, arguments: list[str]) -> None:
     """Load an image and stand at its entry, with interrupts off.
 
-    With a multiboot header the entry is 32-bit code. It runs in compatibility mode, in which its way to long mode is as on
-    hardware, only that paging is on already. EAX and EBX are as multiboot says; without the header, RDI and RBX hold
-    the address of the multiboot information.
+    With a multiboot header the entry is 32-bit code. It runs in compatibility mode, in which its way to long
+    mode is as on hardware, only that paging is on already. EAX and EBX are as multiboot says; without the
+    header, RDI and RBX hold the address of the multiboot information.
     """
     for segment in image.segments:
         data = np.frombuffer(segment.data, np.uint8)
@@ -74,7 +74,7 @@ def _write_tables(processor: Processor) -> None:
 
 
 def _write_information(processor: Processor, image: Image, arguments: list[str]) -> None:
-    """Write the multiboot information: memory, its map, and the command line, whose first word is the image."""
+    """Write the multiboot information: memory, its map, and the command line with the image's name."""
     line = " ".join([image.path, *arguments]).encode()
     if len(line) > _COMMAND_LINE_MAX:
         raise CommandLineTooLong(f"{len(line)} bytes, at most {_COMMAND_LINE_MAX}")

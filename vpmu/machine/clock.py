@@ -1,7 +1,7 @@
 """Virtual time of a machine, and what it retired: between a grant and a report.
 
-Time is what the blocks cost, in units of 1/16 core cycle. Cycles, reference cycles and bus cycles follow it. A block whose
-cost does not fit into the grant is paid in part, so that the cut leaves no trace.
+Time is what the blocks cost, in units of 1/16 core cycle. Cycles, reference cycles and bus cycles follow it.
+A block whose cost does not fit into the grant is paid in part, so that the cut leaves no trace.
 """
 
 from typing import Any, NamedTuple
@@ -68,15 +68,15 @@ class Clock:
         words[at.ARMED] = len(self._watched)
 
     def rearm(self) -> None:
-        """Put off alarms that went off before their counter has overflowed: those of derived events are guesses."""
-        for i, watched in enumerate(self._watched):
+        """Put off alarms that went off before their counter overflowed: some are guesses."""
+        for i in range(len(self._watched)):
             word = at.ALARMS + i * at.ALARM_WORDS
             first, second, limit = self._words[word : word + at.ALARM_WORDS].tolist()
             if int(self._words[first]) + int(self._words[second]) >= limit:
                 self._words[word + 2] = limit + at.UNITS
 
     def _alarm(self, watched: Watched) -> tuple[int, int]:
-        """Return the kind in whose count a counter's overflow shows, and the least count at which it can have come."""
+        """Return the kind whose count tells of a counter's overflow, and the least count that can."""
         kind, left = watched.kind, watched.left
         if kind == KIND_CYCLES:
             return 0, max(left * at.UNITS - sum(self._rest(watched.levels)), 1)
@@ -113,7 +113,9 @@ class Clock:
     def alarm_at(self, at_ns: int) -> None:
         """Let no block begin after a time."""
         ahead = max(at_ns - self._grant.now_ns, 0)
-        self._words[at.SOFT] = min(self._at(self._grant.now_ns + ahead) - self._at(self._grant.now_ns) + 1, at.NEVER)
+        self._words[at.SOFT] = min(
+            self._at(self._grant.now_ns + ahead) - self._at(self._grant.now_ns) + 1, at.NEVER
+        )
 
     def spend(self, units: int) -> int:
         """Let time pass; return how much of it did not fit into the grant."""
@@ -138,7 +140,8 @@ class Clock:
         """Return how many events ago the first watched counter overflowed; None if none has."""
         retired = self._retired(self.now_ns)[0]
         overdue = [
-            sum(retired.get((watched.kind, level), 0) for level in _LEVELS if watched.levels & level) - watched.left
+            sum(retired.get((watched.kind, level), 0) for level in _LEVELS if watched.levels & level)
+            - watched.left
             for watched in self._watched
         ]
         late = [events for events in overdue if events >= 0]

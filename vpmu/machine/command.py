@@ -67,7 +67,7 @@ class GuestCommand:
 class GuestSummary:
     """What came of a guest.
 
-    Note: `late_most` and `late_mean` are events of the counter that overflowed, counted until the stretch ended.
+    Note: `late_most` and `late_mean` are events of the counter that overflowed, until the stretch ended.
     """
 
     image: str
@@ -91,8 +91,8 @@ class GuestSummary:
 def guest_command(command: GuestCommand) -> int:
     """Run the guest; its console goes to standard output. Return the exit status.
 
-    That is the value that the guest wrote to the debug-exit port, modulo 256; `EXIT_LIMIT` if it was stopped at its limit
-    or halted for good, `EXIT_FAILED` after a triple fault or what the machine cannot do.
+    That is the value that the guest wrote to the debug-exit port, modulo 256; `EXIT_LIMIT` if it was stopped
+    at its limit or halted for good, `EXIT_FAILED` after a triple fault or what the machine cannot do.
     """
     require_extra()
     from vpmu.build import build, load_programs
@@ -122,7 +122,11 @@ def guest_command(command: GuestCommand) -> int:
 
 def guest_scenario(command: GuestCommand) -> Scenario:
     """Return the scenario to run: the file's with the guest added, or one host with nothing but the guest."""
-    raw: dict[str, Any] = {"version": 1, "title": f"guest {Path(command.image).name}", "host": [{"name": "host"}]}
+    raw: dict[str, Any] = {
+        "version": 1,
+        "title": f"guest {Path(command.image).name}",
+        "host": [{"name": "host"}],
+    }
     directory, file = Path(), "vpmu guest"
     if command.scenario is not None:
         directory, file = Path(command.scenario).parent, command.scenario
@@ -170,7 +174,10 @@ def _ending(guest: Any, command: GuestCommand) -> tuple[str, int]:
     if guest.halted:
         return "halted for good: nothing is left to wake it", EXIT_LIMIT
     rip = machine.processor.read("rip")
-    return f"still running at RIP {rip:#x} when its limit of {command.limit} was reached (--limit)", EXIT_LIMIT
+    return (
+        f"still running at RIP {rip:#x} when its limit of {command.limit} was reached (--limit)",
+        EXIT_LIMIT,
+    )
 
 
 def _summary(command: GuestCommand, guest: Any, end: str, digest: str) -> GuestSummary:
@@ -203,7 +210,7 @@ def _print(summary: GuestSummary, command: GuestCommand) -> None:
     if command.as_json:
         print(json.dumps(asdict(summary), indent=2))
         return
-    late = f"{summary.overflows} overflows noticed late by {summary.late_most} events at most, {summary.late_mean} on average"
+    late = f"noticed late by {summary.late_most} events at most, {summary.late_mean} on average"
     lines = (
         f"{NAME}: {summary.end}",
         f"  design        {summary.design}",
@@ -212,7 +219,7 @@ def _print(summary: GuestSummary, command: GuestCommand) -> None:
         f"  branches      {format_count(summary.branches)}",
         f"  cycles        {format_count(summary.cycles)}",
         f"  PMU accesses  {summary.accesses}, other emulated instructions {summary.emulated}",
-        f"  PMIs          {summary.pmis}; {late}",
+        f"  PMIs          {summary.pmis}; {summary.overflows} overflows {late}",
         f"  digest        {summary.digest}",
     )
     print("\n".join(lines), file=sys.stderr)

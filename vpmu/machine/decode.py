@@ -10,16 +10,23 @@ from capstone import x86_const as x86
 from vpmu.machine import layout as at
 from vpmu.machine import model
 
-_BRANCH_GROUPS = (x86.X86_GRP_JUMP, x86.X86_GRP_CALL, x86.X86_GRP_RET, x86.X86_GRP_IRET, x86.X86_GRP_BRANCH_RELATIVE)
+_BRANCH_GROUPS = (
+    x86.X86_GRP_JUMP,
+    x86.X86_GRP_CALL,
+    x86.X86_GRP_RET,
+    x86.X86_GRP_IRET,
+    x86.X86_GRP_BRANCH_RELATIVE,
+)
 _FAR_BRANCHES = frozenset(
-    ["iretq", "iretd", "iret", "retfq", "retf", "ljmp", "lcall", "syscall", "sysret", "sysretq", "sysenter", "sysexit",
-     "sysexitq", "int", "int3", "int1", "into"]
+    ["iretq", "iretd", "iret", "retfq", "retf", "ljmp", "lcall", "syscall", "sysret", "sysretq", "sysenter",
+     "sysexit", "sysexitq", "int", "int3", "int1", "into"]
 )  # fmt: skip
 _UNPREDICTED = frozenset(["jmp", "call"])
 
 INTERCEPTED = frozenset(
-    ["wrmsr", "rdmsr", "rdpmc", "rdtsc", "rdtscp", "cpuid", "hlt", "in", "out", "insb", "insw", "insd", "outsb", "outsw",
-     "outsd", "syscall", "sysenter", "monitor", "mwait", "xgetbv", "xsetbv", "vmcall", "vmmcall", "rdrand", "rdseed"]
+    ["wrmsr", "rdmsr", "rdpmc", "rdtsc", "rdtscp", "cpuid", "hlt", "in", "out", "insb", "insw", "insd",
+     "outsb", "outsw", "outsd", "syscall", "sysenter", "monitor", "mwait", "xgetbv", "xsetbv", "vmcall",
+     "vmmcall", "rdrand", "rdseed"]
 )  # fmt: skip
 """Instructions that the machine carries out itself: Unicorn stops before them."""
 
@@ -39,7 +46,7 @@ def disassembler(bits: int) -> Any:
 
 
 def is_branch(instruction: Any) -> bool:
-    """Say whether an instruction counts as a branch: near and far, taken or not, software interrupts included."""
+    """Say whether an instruction counts as a branch: near or far, taken or not, INT included."""
     if instruction.mnemonic.split()[-1] in _FAR_BRANCHES:
         return True
     return any(instruction.group(group) for group in _BRANCH_GROUPS)
@@ -161,11 +168,20 @@ def decode_block(code: bytes, address: int, bits: int) -> Block:
 
 
 def block_words(block: Block, place: int, last: int, head: int, tail: int) -> list[int]:
-    """Return a block's entry of the table; `place` and `last` are where its first and last byte are in RAM."""
+    """Return a block's entry of the table; its first and last byte are at `place` and `last` in RAM."""
     instructions, branches, loads, stores = block.counts()
     packed = instructions | branches << 16 | loads << 32 | stores << 48
     flags = block.flags | last << 16
-    return [block.address + 1, place << 16 | block.size, head, tail, packed, max(block.cost, 1), flags, block.rep]
+    return [
+        block.address + 1,
+        place << 16 | block.size,
+        head,
+        tail,
+        packed,
+        max(block.cost, 1),
+        flags,
+        block.rep,
+    ]
 
 
 def slot_of(address: int, size: int) -> int:
@@ -197,7 +213,11 @@ def _set_flags(block: Block, last: Any) -> None:
     name = name_of(last)
     if is_string(last):
         block.rep = last.address
-    if is_branch(last) and not (name in _UNPREDICTED and last.group(x86.X86_GRP_BRANCH_RELATIVE)) and name not in _FAR_BRANCHES:
+    if (
+        is_branch(last)
+        and not (name in _UNPREDICTED and last.group(x86.X86_GRP_BRANCH_RELATIVE))
+        and name not in _FAR_BRANCHES
+    ):
         block.flags |= at.FLAG_PREDICTED
     if name in _FAR_BRANCHES:
         block.flags |= at.FLAG_FAR

@@ -1,4 +1,4 @@
-"""What answers at the machine's I/O ports: serial console, debug exit, firmware configuration, interrupt controllers."""
+"""What answers at the I/O ports: serial console, debug exit, firmware configuration, PICs."""
 
 from collections.abc import Callable
 

@@ -63,7 +63,9 @@ EFER = 0xC0000080
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 LVTPC = 0x834
 
-_KEPT_BY_UNICORN = frozenset([0x174, 0x175, 0x176, PAT, *range(0xC0000081, 0xC0000085), *range(0xC0000100, 0xC0000103)])
+_KEPT_BY_UNICORN = frozenset(
+    [0x174, 0x175, 0x176, PAT, *range(0xC0000081, 0xC0000085), *range(0xC0000100, 0xC0000103)]
+)
 _BASES = frozenset([0xC0000100, 0xC0000101, 0xC0000102])
 _PLAIN = frozenset([FEATURE_CONTROL, SPEC_CTRL, PRED_CMD, MICROCODE, MISC_ENABLE, MTRR_TYPE, TSC_AUX])
 _EFER_BITS = 1 << 0 | 1 << 8 | 1 << 10 | 1 << 11
@@ -76,8 +78,8 @@ DIRECT = frozenset([SPEC_CTRL, PRED_CMD, *_BASES])
 """Registers that a guest of KVM writes without an exit."""
 
 PMU = frozenset(
-    [*range(0xC1, 0xC9), *range(0x186, 0x18E), *range(0x309, 0x30D), 0x345, *range(0x38D, 0x393), *range(0x4C1, 0x4C9),
-     0x3F1, 0x3F6, 0x600, LVTPC]
+    [*range(0xC1, 0xC9), *range(0x186, 0x18E), *range(0x309, 0x30D), 0x345, *range(0x38D, 0x393),
+     *range(0x4C1, 0x4C9), 0x3F1, 0x3F6, 0x600, LVTPC]
 )  # fmt: skip
 """Registers that the host answers for."""
 

@@ -1,39 +1,20 @@
 """The callbacks that Unicorn makes at each block, at intercepted instructions, TLB misses and exceptions.
 
-They are compiled by numba, so that a block costs some nanoseconds and no C compiler is needed. A callback only counts,
-translates an address or stops the processor; what a stop means is Python's (`vpmu.machine.processor`).
+They are compiled by numba, so that a block costs some nanoseconds and no C compiler is needed. A callback
+only counts, translates an address or stops the processor; what a stop means is Python's
+(`vpmu.machine.processor`).
 """
 
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
-import numba
 import numpy as np
-import unicorn
-from numba import carray, cfunc, types
 from unicorn import x86_const
 from unicorn.unicorn_const import UC_MEM_FETCH, UC_MEM_WRITE
 
-from vpmu.kernels.events import (
-    KIND_BRANCH_MISSES,
-    KIND_BRANCHES,
-    KIND_CACHE_MISSES,
-    KIND_CACHE_REFERENCES,
-    KIND_DTLB_LOAD_MISSES,
-    KIND_INSTRUCTIONS,
-    KIND_ITLB_MISSES,
-    KIND_L1D_LOADS,
-    KIND_L1D_MISSES,
-    KIND_L1D_PENDING,
-    KIND_L1D_STORES,
-    KIND_L1I_MISSES,
-    KIND_MEM_LOADS_RETIRED_L3_MISS,
-    KIND_STALL_L1D,
-)
+from vpmu.kernels.events import KIND_BRANCHES, KIND_INSTRUCTIONS, KIND_L1D_LOADS, KIND_L1D_STORES
 from vpmu.machine import layout as at
-from vpmu.machine import model
+from vpmu.machine.compiled import callback, carray, emu_stop, inlined, part, reg_read, reg_write, types
+from vpmu.machine.misses import count_misses, draw, penalty
 from vpmu.machine.paging import FAULT, FETCH, READ, WRITE, walk
 
 U64 = np.uint64
@@ -41,22 +22,7 @@ _MACHINE_WORDS = 1 << 40
 """More than any machine has: callbacks are not checked for bounds."""
 
 
-def _load_unicorn() -> None:
-    """Let compiled code find Unicorn's functions by name."""
-    folder = Path(unicorn.__file__).parent / "lib"
-    names = {"darwin": "*.dylib*", "win32": "*.dll"}
-    for library in sorted(folder.glob(names.get(sys.platform, "libunicorn.so*"))):
-        llvm.load_library_permanently(str(library))
-
-
-_load_unicorn()
-_emu_stop = types.ExternalFunction("uc_emu_stop", types.int32(types.voidptr))
-_reg_read = types.ExternalFunction("uc_reg_read", types.int32(types.voidptr, types.int32, types.uintp))
-_reg_write = types.ExternalFunction("uc_reg_write", types.int32(types.voidptr, types.int32, types.uintp))
-
-_U0, _U1, _U2, _U3, _U4, _U5, _U6, _U12, _U16, _U20, _U22, _U25, _U32, _U35, _U45, _U48 = (
-    U64(n) for n in (0, 1, 2, 3, 4, 5, 6, 12, 16, 20, 22, 25, 32, 35, 45, 48)
-)
+_U0, _U1, _U2, _U3, _U6, _U12, _U16, _U32, _U48 = (U64(n) for n in (0, 1, 2, 3, 6, 12, 16, 32, 48))
 _BYTE8 = U64(8)
 _CANONICAL = U64(0xFFFF800000000000)
 _MEM_WRITE, _MEM_FETCH = UC_MEM_WRITE, UC_MEM_FETCH
@@ -65,122 +31,30 @@ _COUNT16 = U64(0xFFFF)
 _PAGE = U64(0xFFF)
 _RAM = U64(at.RAM)
 
-_STOP_MISS, _STOP_DUE, _STOP_LIMIT, _STOP_WINDOW = (U64(n) for n in (at.STOP_MISS, at.STOP_DUE, at.STOP_LIMIT, at.STOP_WINDOW))
-_STOP_CODE, _STOP_FAULT, _STOP_DEVICE, _STOP_VECTOR = (U64(n) for n in (at.STOP_CODE, at.STOP_FAULT, at.STOP_DEVICE, at.STOP_VECTOR))
+_STOP_MISS, _STOP_DUE, _STOP_LIMIT, _STOP_WINDOW = (
+    U64(n) for n in (at.STOP_MISS, at.STOP_DUE, at.STOP_LIMIT, at.STOP_WINDOW)
+)
+_STOP_CODE, _STOP_FAULT, _STOP_DEVICE, _STOP_VECTOR = (
+    U64(n) for n in (at.STOP_CODE, at.STOP_FAULT, at.STOP_DEVICE, at.STOP_VECTOR)
+)
 _STOP_STEPPED = U64(at.STOP_STEPPED)
-_PREDICTED, _FAR, _STI, _ENABLES, _IRET = (U64(n) for n in (at.FLAG_PREDICTED, at.FLAG_FAR, at.FLAG_STI, at.FLAG_ENABLES, at.FLAG_IRET))
+_FAR, _STI, _ENABLES, _IRET = (U64(n) for n in (at.FLAG_FAR, at.FLAG_STI, at.FLAG_ENABLES, at.FLAG_IRET))
 _LOOP, _SPIN = U64(at.FLAG_LOOP), U64(at.FLAG_SPIN)
 
 _PAGES, _PAGE_MASK = U64(at.PAGES), U64(at.PAGE_SLOTS - 1)
 _TABLE, _SLOT_SHIFT = U64(at.TABLE), U64(64 - at.SLOT_BITS)
 _KINDS = at.KINDS
 
-_CYCLES = 0  # of kind 0, in units
-_I, _B, _BM = int(KIND_INSTRUCTIONS), int(KIND_BRANCHES), int(KIND_BRANCH_MISSES)
-_LR, _LM, _LD, _ST = int(KIND_CACHE_REFERENCES), int(KIND_CACHE_MISSES), int(KIND_L1D_LOADS), int(KIND_L1D_STORES)
-_D1, _I1, _DT, _IT = int(KIND_L1D_MISSES), int(KIND_L1I_MISSES), int(KIND_DTLB_LOAD_MISSES), int(KIND_ITLB_MISSES)
-_PE, _SL, _L3 = int(KIND_L1D_PENDING), int(KIND_STALL_L1D), int(KIND_MEM_LOADS_RETIRED_L3_MISS)
-
-_GOLDEN, _MIX1, _MIX2 = U64(at.GOLDEN), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
-_S27, _S30, _S31 = U64(27), U64(30), U64(31)
-
-_C_BRANCH, _C_L2, _C_LLC, _C_MEMORY, _C_WALK = (
-    U64(cycles * at.UNITS)
-    for cycles in (model.BRANCH_MISS, model.L2_HIT, model.LLC_HIT, model.LLC_MISS, model.TLB_WALK)
-)
-_M_BRANCH, _M_L1D, _M_LLC, _M_MEMORY, _M_DTLB, _M_L1I, _M_ITLB = (
-    U64((1 << bits) - 1)
-    for bits in (
-        model.BRANCH_MISS_BITS,
-        model.L1D_MISS_BITS,
-        model.LLC_REFERENCE_BITS,
-        model.LLC_MISS_BITS,
-        model.DTLB_MISS_BITS,
-        model.L1I_MISS_BITS,
-        model.ITLB_MISS_BITS,
-    )
-)
+_I, _B = int(KIND_INSTRUCTIONS), int(KIND_BRANCHES)
+_LD, _ST = int(KIND_L1D_LOADS), int(KIND_L1D_STORES)
+_GOLDEN = U64(at.GOLDEN)
 _REG_CS, _REG_RCX = x86_const.UC_X86_REG_CS, x86_const.UC_X86_REG_RCX
 _REG_CR0, _REG_CR3 = x86_const.UC_X86_REG_CR0, x86_const.UC_X86_REG_CR3
 _REG_GDTR = x86_const.UC_X86_REG_GDTR
 _UNITS = U64(at.UNITS)
 
-_part = numba.njit(inline="never", nogil=True)
 
-
-_E_BRANCH, _E_L1D, _E_LLC, _E_MEMORY, _E_DTLB, _E_L1I, _E_ITLB = (U64(1 << n) for n in range(7))
-
-
-@_part
-def _draw(s: Any, flags: U64, accesses: U64) -> U64:
-    """Return the misses of the next block, one bit each; they depend on seed and block number only."""
-    z = s[at.SEED] + s[at.BLOCKS] * _GOLDEN
-    z = (z ^ (z >> _S30)) * _MIX1
-    z = (z ^ (z >> _S27)) * _MIX2
-    h = z ^ (z >> _S31)
-    misses = _U0
-    if flags & _PREDICTED != _U0 and h & _M_BRANCH == _U0:
-        misses |= _E_BRANCH
-    if (h >> _BYTE8) & _M_L1D < accesses:
-        misses |= _E_L1D
-        if (h >> _U20) & _M_LLC == _U0:
-            misses |= _E_LLC
-            if (h >> _U22) & _M_MEMORY == _U0:
-                misses |= _E_MEMORY
-    if (h >> _U25) & _M_DTLB < accesses:
-        misses |= _E_DTLB
-    if (h >> _U35) & _M_L1I == _U0:
-        misses |= _E_L1I
-    if (h >> _U45) & _M_ITLB == _U0:
-        misses |= _E_ITLB
-    return misses
-
-
-@_part
-def _pending(misses: U64) -> U64:
-    """Return for how many units the first-level data cache waits."""
-    pending = _U0
-    if misses & _E_L1D != _U0:
-        pending += _C_L2
-    if misses & _E_LLC != _U0:
-        pending += _C_LLC
-    if misses & _E_MEMORY != _U0:
-        pending += _C_MEMORY
-    return pending
-
-
-@_part
-def _penalty(misses: U64) -> U64:
-    """Return what a block's misses cost, in units."""
-    cost = _pending(misses)
-    if misses & _E_BRANCH != _U0:
-        cost += _C_BRANCH
-    if misses & _E_DTLB != _U0:
-        cost += _C_WALK
-    if misses & _E_L1I != _U0:
-        cost += _C_L2
-    if misses & _E_ITLB != _U0:
-        cost += _C_WALK
-    return cost
-
-
-@_part
-def _count_misses(s: Any, count: U64, misses: U64) -> None:
-    """Count a block's misses, at the level whose counts begin at `count`."""
-    s[count + U64(_BM)] += misses & _U1
-    s[count + U64(_D1)] += (misses >> _U1) & _U1
-    s[count + U64(_LR)] += (misses >> _U2) & _U1
-    s[count + U64(_LM)] += (misses >> _U3) & _U1
-    s[count + U64(_L3)] += (misses >> _U3) & _U1
-    s[count + U64(_DT)] += (misses >> _U4) & _U1
-    s[count + U64(_I1)] += (misses >> _U5) & _U1
-    s[count + U64(_IT)] += (misses >> _U6) & _U1
-    pending = _pending(misses) // _UNITS
-    s[count + U64(_PE)] += pending
-    s[count + U64(_SL)] += pending >> _U1
-
-
-@_part
+@inlined
 def _is_due(s: Any) -> bool:
     """Say whether one of the alarms has gone off."""
     i = U64(at.ALARMS)
@@ -192,7 +66,7 @@ def _is_due(s: Any) -> bool:
     return s[at.CLOCK] >= s[at.SOFT]
 
 
-@_part
+@inlined
 def _find(s: Any, address: U64, size: U64) -> U64:
     """Return the word at which the table describes this block as it stands in RAM now, or 0."""
     page = _PAGES + ((address >> _U12) & _PAGE_MASK) * _U2
@@ -210,7 +84,7 @@ def _find(s: Any, address: U64, size: U64) -> U64:
     return entry
 
 
-@_part
+@part
 def _fold(uc: Any, s: Any, spin: bool, cost: U64) -> U64:
     """Return how many iterations of a one-instruction loop fit before the next alarm, and take them off RCX.
 
@@ -233,15 +107,15 @@ def _fold(uc: Any, s: Any, spin: bool, cost: U64) -> U64:
         return _U0
     folded = room - _U1
     if not spin:
-        _reg_read(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
+        reg_read(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
         turns = s[at.SCRATCH] - _U1  # 0 stands for 2**64 turns
         folded = min(folded, turns)
         s[at.SCRATCH] -= folded
-        _reg_write(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
+        reg_write(uc, _REG_RCX, s.ctypes.data + 8 * at.SCRATCH)
     return folded
 
 
-@_part
+@inlined
 def _count(s: Any, counts: U64, times: U64) -> None:
     """Count a block's instructions, branches and accesses so many times."""
     count = U64(at.COUNT) + s[at.LEVEL] * U64(_KINDS)
@@ -251,53 +125,33 @@ def _count(s: Any, counts: U64, times: U64) -> None:
     s[count + U64(_ST)] += (counts >> _U48) * times
 
 
-@cfunc(types.void(types.voidptr, types.uint64, types.uint32, types.voidptr))
-def on_block(uc: Any, address: Any, size: Any, user: Any) -> None:
-    """Count a block that is about to be executed, or stop before it."""
-    s = carray(user, (_MACHINE_WORDS,), np.uint64)
-    address = U64(address)
-    size = U64(size)
-    if s[at.STEP] != _U0:
-        if s[at.STEP] == _U2:
-            s[at.STOP] = _STOP_STEPPED
-            _emu_stop(uc)
-        s[at.STEP] = _U2
-        return
+@inlined
+def _leave(uc: Any, s: Any, address: U64) -> None:
+    """Do what the last block has left for when it is through: privilege, NMIs, a string's count."""
     last = s[at.LAST_FLAGS]
     if last & (_FAR | _IRET) != _U0:
         if last & _IRET != _U0:
             s[at.NMI_BLOCKED] = _U0
-        _reg_read(uc, _REG_CS, s.ctypes.data + 8 * at.SCRATCH)
+        reg_read(uc, _REG_CS, s.ctypes.data + 8 * at.SCRATCH)
         s[at.LEVEL] = U64(s[at.SCRATCH] & _U3 != _U0)
         s[at.LAST_FLAGS] = _U0
     if s[at.REP_ADDRESS] != _U0 and s[at.REP_ADDRESS] != address:
         s[U64(at.COUNT) + s[at.LEVEL] * U64(_KINDS) + U64(_I)] += _U1
         s[at.REP_ADDRESS] = _U0
-    if s[at.WINDOW] == _U1 and s[at.PENDING] != _U0:
-        s[at.STOP] = _STOP_WINDOW
-        _emu_stop(uc)
-        return
-    if _is_due(s):
-        s[at.STOP] = _STOP_DUE
-        _emu_stop(uc)
-        return
-    entry = _find(s, address, size)
-    if entry == _U0:
-        s[at.STOP] = _STOP_MISS
-        s[at.STOP_ADDRESS] = address
-        s[at.STOP_DETAIL] = size
-        _emu_stop(uc)
-        return
+
+
+@inlined
+def _charge(uc: Any, s: Any, entry: U64) -> bool:
+    """Count a block and let its time pass; False, with nothing changed, if the grant is too short."""
     flags = s[entry + U64(at.BLOCK_FLAGS)]
     counts = s[entry + U64(at.BLOCK_INSTRUCTIONS)]
     cost = s[entry + U64(at.BLOCK_COST)]
-    level = s[at.LEVEL]
-    count = U64(at.COUNT) + level * U64(_KINDS)
+    count = U64(at.COUNT) + s[at.LEVEL] * U64(_KINDS)
     misses = _U0
     if flags & (_LOOP | _SPIN) == _U0:
-        misses = _draw(s, flags, (counts >> _U32 & _COUNT16) + (counts >> _U48))
+        misses = draw(s, flags, (counts >> _U32 & _COUNT16) + (counts >> _U48))
         if misses != _U0:
-            cost += _penalty(misses)
+            cost += penalty(misses)
     elif s[at.CREDIT] == _U0:
         folded = _fold(uc, s, flags & _SPIN != _U0, cost)
         _count(s, counts, folded)
@@ -306,17 +160,22 @@ def on_block(uc: Any, address: Any, size: Any, user: Any) -> None:
         s[at.FOLDED] += folded
     paid = min(s[at.CREDIT], cost)
     if s[at.CLOCK] + cost - paid > s[at.HARD]:
-        s[at.STOP] = _STOP_LIMIT
-        _emu_stop(uc)
-        return
+        return False
     s[at.CREDIT] -= paid
     cost -= paid
     _count(s, counts, _U1)
     if misses != _U0:
-        _count_misses(s, count, misses)
+        count_misses(s, count, misses)
     s[at.CLOCK] += cost
     s[count] += cost
     s[at.BLOCKS] += _U1
+    return True
+
+
+@inlined
+def _enter(s: Any, entry: U64, address: U64, size: U64) -> None:
+    """Note the block that is about to be executed."""
+    flags = s[entry + U64(at.BLOCK_FLAGS)]
     s[at.LAST] = address
     s[at.LAST_SIZE] = size
     s[at.LAST_FLAGS] = flags
@@ -327,7 +186,40 @@ def on_block(uc: Any, address: Any, size: Any, user: Any) -> None:
         s[at.WINDOW] = _U2 if flags & _STI != _U0 else _U1
 
 
-@cfunc(types.void(types.voidptr, types.uint64, types.uint32, types.voidptr))
+@inlined
+def _block(uc: Any, s: Any, address: U64, size: U64) -> U64:
+    """Count a block that is about to be executed; return why to stop before it, or STOP_NONE."""
+    if s[at.STEP] != _U0:
+        begun = s[at.STEP] == _U2
+        s[at.STEP] = _U2
+        return _STOP_STEPPED if begun else _U0
+    _leave(uc, s, address)
+    if s[at.WINDOW] == _U1 and s[at.PENDING] != _U0:
+        return _STOP_WINDOW
+    if _is_due(s):
+        return _STOP_DUE
+    entry = _find(s, address, size)
+    if entry == _U0:
+        s[at.STOP_ADDRESS] = address
+        s[at.STOP_DETAIL] = size
+        return _STOP_MISS
+    if not _charge(uc, s, entry):
+        return _STOP_LIMIT
+    _enter(s, entry, address, size)
+    return _U0
+
+
+@callback(types.void, types.voidptr, types.uint64, types.uint32, types.voidptr)
+def on_block(uc: Any, address: Any, size: Any, user: Any) -> None:
+    """Count a block that is about to be executed, or stop before it."""
+    s = carray(user, (_MACHINE_WORDS,), np.uint64)
+    stop = _block(uc, s, U64(address), U64(size))
+    if stop != _U0:
+        s[at.STOP] = stop
+        emu_stop(uc)
+
+
+@callback(types.void, types.voidptr, types.uint64, types.uint32, types.voidptr)
 def on_code(uc: Any, address: Any, size: Any, user: Any) -> None:
     """Stop before an instruction that the machine carries out itself."""
     s = carray(user, (_MACHINE_WORDS,), np.uint64)
@@ -336,39 +228,41 @@ def on_code(uc: Any, address: Any, size: Any, user: Any) -> None:
         return
     s[at.STOP] = _STOP_CODE
     s[at.STOP_ADDRESS] = U64(address)
-    _emu_stop(uc)
+    emu_stop(uc)
 
 
-@cfunc(types.void(types.voidptr, types.uint32, types.voidptr))
+@callback(types.void, types.voidptr, types.uint32, types.voidptr)
 def on_vector(uc: Any, vector: Any, user: Any) -> None:
     """Stop at an exception or a software interrupt."""
     s = carray(user, (_MACHINE_WORDS,), np.uint64)
     s[at.STOP] = _STOP_VECTOR
     s[at.STOP_DETAIL] = U64(vector)
-    _emu_stop(uc)
+    emu_stop(uc)
 
 
-@_part
+@part
 def _translate(uc: Any, s: Any, page: U64, access: U64) -> U64:
     """Walk the guest's page tables with the processor's registers as they are."""
     scratch = s.ctypes.data + 8 * at.SCRATCH
     s[at.SCRATCH] = _U0
-    _reg_read(uc, _REG_CS, scratch)
+    reg_read(uc, _REG_CS, scratch)
     user = U64(s[at.SCRATCH] & _U3 == _U3)
-    _reg_read(uc, _REG_CR0, scratch)
+    reg_read(uc, _REG_CR0, scratch)
     cr0 = s[at.SCRATCH]
-    _reg_read(uc, _REG_CR3, scratch)
+    reg_read(uc, _REG_CR3, scratch)
     cr3 = s[at.SCRATCH]
     found = walk(s, cr0, cr3, s[at.EFER], user, page, access)
     if found & FAULT != _U0 and user != _U0 and access == READ:
-        _reg_read(uc, _REG_GDTR, scratch)
+        reg_read(uc, _REG_GDTR, scratch)
         first = s[at.SCRATCH + 1]
         if page + _PAGE >= first and page <= first + (s[at.SCRATCH + 2] & _ADDRESS_MASK):
             found = walk(s, cr0, cr3, s[at.EFER], _U0, page, access)
     return found
 
 
-@cfunc(types.boolean(types.voidptr, types.uint64, types.int32, types.CPointer(types.uint64), types.voidptr))
+@callback(
+    types.boolean, types.voidptr, types.uint64, types.int32, types.CPointer(types.uint64), types.voidptr
+)
 def on_tlb_miss(uc: Any, page: Any, kind: Any, result: Any, user: Any) -> bool:
     """Fill Unicorn's TLB from the guest's page tables; stop at a page fault and at a device's page."""
     s = carray(user, (_MACHINE_WORDS,), np.uint64)

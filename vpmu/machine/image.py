@@ -90,12 +90,15 @@ def _check_ident(data: bytes, path: str) -> None:
         raise UserError("the image is cut off: no whole ELF header", file=path)
     if data[4] != _ELF64:
         raise UserError(
-            "the image is a 32-bit ELF file: the machine runs 64-bit code only (kvm-unit-tests: take x86/NAME.elf, not x86/NAME.flat)",
+            "the image is a 32-bit ELF file: the machine runs 64-bit code only"
+            " (kvm-unit-tests: take x86/NAME.elf, not x86/NAME.flat)",
             file=path,
         )
     machine = struct.unpack_from("<H", data, 18)[0]
     if data[5] != _LITTLE or machine != _EM_X86_64:
-        raise UserError(f"the image is for another processor (ELF machine {machine}, not {_EM_X86_64})", file=path)
+        raise UserError(
+            f"the image is for another processor (ELF machine {machine}, not {_EM_X86_64})", file=path
+        )
 
 
 def _segment(data: bytes, header: tuple[int, ...], path: str, memory: int) -> Segment:
@@ -103,10 +106,13 @@ def _segment(data: bytes, header: tuple[int, ...], path: str, memory: int) -> Se
     if offset + in_file > len(data) or in_file > in_memory:
         raise UserError(f"the image is cut off: the segment at {address:#x} is not in the file", file=path)
     if address < LOWEST:
-        raise UserError(f"the image loads to {address:#x}: the first {LOWEST:#x} bytes are the machine's", file=path)
+        raise UserError(
+            f"the image loads to {address:#x}: the first {LOWEST:#x} bytes are the machine's", file=path
+        )
     if address + in_memory > memory:
         raise UserError(
-            f"the image is too large: it needs {-(-(address + in_memory) // 2**20)} MiB, the machine has {memory // 2**20} MiB (--memory)",
+            f"the image is too large: it needs {-(-(address + in_memory) // 2**20)} MiB,"
+            f" the machine has {memory // 2**20} MiB (--memory)",
             file=path,
         )
     return Segment(address, data[offset : offset + in_file], in_memory)

@@ -1,7 +1,7 @@
-"""Instructions that the machine carries out itself: what touches the PMU, the clock, ports, the APIC or privilege.
+"""Instructions that the machine carries out itself: those of the PMU, the clock, ports, the APIC, privilege.
 
-A handler is a generator of `Machine`'s life: where it has to ask the host it yields a report. It raises `GuestFault`
-before it has changed anything, or leaves RIP behind the instruction.
+A handler is a generator of `Machine`'s life: where it has to ask the host it yields a report. It raises
+`GuestFault` before it has changed anything, or leaves RIP behind the instruction.
 """
 
 from __future__ import annotations
@@ -178,7 +178,6 @@ def _hlt(machine: Machine, instruction: Any) -> Life:
 
 def _undefined(machine: Machine, instruction: Any) -> Life:
     raise GuestFault(_UD)
-    yield
 
 
 # -- ports --
@@ -218,8 +217,9 @@ def _outs(machine: Machine, instruction: Any) -> Life:
 
 
 def _ins(machine: Machine, instruction: Any) -> Life:
-    raise MachineError(f"`{instruction.mnemonic}` at {instruction.address:#x}: no device of the machine is read so")
-    yield
+    raise MachineError(
+        f"`{instruction.mnemonic}` at {instruction.address:#x}: no device of the machine is read so"
+    )
 
 
 def _port(machine: Machine, instruction: Any, operand: Any) -> int:
@@ -303,9 +303,14 @@ def access_device(machine: Machine, instruction: Any, page: int) -> Life:
     """Carry out a MOV from or to a device's page, as a hypervisor would."""
     processor = machine.processor
     operands = instruction.operands
-    if name_of(instruction) not in ("mov", "movabs") or len(operands) != 2 or x86.X86_OP_MEM not in (operands[0].type, operands[1].type):
+    if (
+        name_of(instruction) not in ("mov", "movabs")
+        or len(operands) != 2
+        or x86.X86_OP_MEM not in (operands[0].type, operands[1].type)
+    ):
         raise MachineError(
-            f"`{instruction.mnemonic} {instruction.op_str}` at {instruction.address:#x} accesses a device: only MOV can"
+            f"`{instruction.mnemonic} {instruction.op_str}` at {instruction.address:#x}"
+            " accesses a device: only MOV can"
         )
     target, source = operands
     if target.type == x86.X86_OP_MEM:

@@ -1,7 +1,7 @@
 """Interrupt and exception delivery in 64-bit mode (SDM vol. 3, 6.14), by hand: Unicorn has none.
 
-Unicorn's interface cannot raise the privilege level either. A page of the machine's own holds a call gate for that,
-and an IRETQ that loads CS, SS, RIP, RSP and RFLAGS at once.
+Unicorn's interface cannot raise the privilege level either. A page of the machine's own holds a call gate for
+that, and an IRETQ that loads CS, SS, RIP, RSP and RFLAGS at once.
 """
 
 import struct
@@ -130,7 +130,9 @@ def _after(vector: int, fault: GuestFault) -> tuple[int, int | None]:
     return second, fault.error
 
 
-def _deliver_once(processor: Processor, vector: int, error: int | None, external: int, *, software: bool) -> None:
+def _deliver_once(
+    processor: Processor, vector: int, error: int | None, external: int, *, software: bool
+) -> None:
     selector, offset, kind, stack = _read_gate(processor, vector, external, software=software)
     cpl = processor.cpl
     dpl = _code_privilege(processor, selector, external)
@@ -154,7 +156,9 @@ def _deliver_once(processor: Processor, vector: int, error: int | None, external
         enter(processor, selector & ~3 | dpl, offset, rflags, rsp, 0 if dpl != cpl else processor.read("ss"))
 
 
-def _read_gate(processor: Processor, vector: int, external: int, *, software: bool) -> tuple[int, int, int, int]:
+def _read_gate(
+    processor: Processor, vector: int, external: int, *, software: bool
+) -> tuple[int, int, int, int]:
     idtr = processor.table("idtr")
     code = vector * 8 + 2 | (0 if software else external)
     if vector * 16 + 15 > idtr.limit:
@@ -183,7 +187,7 @@ def _code_privilege(processor: Processor, selector: int, external: int) -> int:
 
 
 def _stack_for(processor: Processor, dpl: int, cpl: int, stack: int) -> int:
-    """Return the handler's RSP before its frame: of the interrupt stack table, of the inner level, or as it is."""
+    """Return the handler's RSP before its frame: of the IST, of the inner level, or as it is."""
     if stack:
         offset = 0x24 + 8 * (stack - 1)
     elif dpl < cpl:

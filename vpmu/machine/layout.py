@@ -1,4 +1,4 @@
-"""What compiled callbacks and Python share of a machine: one block of words, then the table of blocks, then RAM.
+"""What compiled callbacks and Python share of a machine: its words, then the table of blocks, then RAM.
 
 Unicorn hands a callback one pointer. It points to the first word; everything else is at a fixed distance
 from it, so that a callback needs no second pointer and no two machines can mix.
@@ -14,7 +14,7 @@ STOP = 0
 """Why the processor stopped: one of the ``STOP_`` constants below."""
 STOP_ADDRESS = 1
 STOP_DETAIL = 2
-"""With `STOP_MISS` a block's size, with `STOP_FAULT` a page fault's error code, with `STOP_VECTOR` the vector."""
+"""With `STOP_MISS` a block's size, with `STOP_FAULT` the error code, with `STOP_VECTOR` the vector."""
 LEVEL = 3
 """Privilege that is counted for: 0 for CPL 0, 1 for CPL 1 to 3."""
 CHECK_LEVEL = 4

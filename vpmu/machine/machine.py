@@ -1,8 +1,8 @@
 """A machine guest: an outside guest whose decisions are those of x86-64 code.
 
-`Machine` owns the processor, its local APIC, its ports and its clock. It is granted a stretch of virtual time and reports
-once: what it retired, and why it stopped. Its PMU is the host's: an access to a PMU register ends the stretch, and
-the next grant brings the outcome.
+`Machine` owns the processor, its local APIC, its ports and its clock. It is granted a stretch of virtual time
+and reports once: what it retired, and why it stopped. Its PMU is the host's: an access to a PMU register ends
+the stretch, and the next grant brings the outcome.
 """
 
 from collections.abc import Callable, Generator
@@ -152,7 +152,7 @@ class Machine:
         return self.ports.exit_value
 
     def go(self, grant: Grant) -> Report:
-        """Run for the granted time, or until the host is needed; a machine that is over reports GUEST_DONE."""
+        """Run for the granted time, or until the host is needed; once it is over, report GUEST_DONE."""
         return self._life.send(grant)
 
     # -- its life --
@@ -188,7 +188,9 @@ class Machine:
         """Say whether RIP stands behind an INT instruction, which cannot be executed again."""
         words = self.processor.words
         block = self.processor.blocks.get((int(words[at.LAST]), int(words[at.LAST_SIZE])))
-        return block is not None and block.last_is_software_interrupt and self.processor.read("rip") == block.end
+        return (
+            block is not None and block.last_is_software_interrupt and self.processor.read("rip") == block.end
+        )
 
     def _fail(self, why: str) -> None:
         self.failure = why
@@ -226,7 +228,13 @@ class Machine:
         """
         self.statistics.accesses += 1
         level = _USER if self.processor.words[at.LEVEL] else _KERNEL
-        self._take((yield self._report(GUEST_ACCESS, operation=operation, register=register, value=value, level=level)))
+        self._take(
+            (
+                yield self._report(
+                    GUEST_ACCESS, operation=operation, register=register, value=value, level=level
+                )
+            )
+        )
         result = self._grant.result
         if result is None:
             raise MachineError("the host granted time without the result of an access")
@@ -235,7 +243,7 @@ class Machine:
         return result
 
     def emulated(self, *, branch: bool = False, cycles: int = model.EMULATED) -> Life:
-        """Count an instruction that the machine has carried out: the hypervisor's, or on bare hardware the guest's."""
+        """Count an instruction that the machine has carried out: through the hypervisor, if there is one."""
         if self.config.intercepts:
             self.statistics.emulated += 1
             yield from self.access(instructions.ACCESS_EMULATE, 3 if branch else 1)
@@ -304,8 +312,7 @@ class Machine:
     # -- why the processor stopped --
 
     def _go_on(self) -> Life:
-        return
-        yield
+        yield from ()
 
     def _limit(self) -> Life:
         self.clock.use_up()
@@ -344,12 +351,13 @@ class Machine:
         else:
             address = address_in_page(self.processor, self.processor.instruction_at(rip), page)
         raise GuestFault(14, error, address)
-        yield
 
     def _device(self) -> Life:
         if self.processor.fetches:
             raise MachineError(f"jump to {self.processor.read('rip'):#x}, where no memory is")
-        yield from instructions.access_device(self, self._instruction(), int(self.processor.words[at.STOP_ADDRESS]))
+        yield from instructions.access_device(
+            self, self._instruction(), int(self.processor.words[at.STOP_ADDRESS])
+        )
 
     def _exception(self) -> Life:
         yield from instructions.exception(self, int(self.processor.words[at.STOP_DETAIL]))

@@ -1,8 +1,8 @@
 """What an instruction costs, and which events it causes: the stated model of a machine guest's core.
 
-Unicorn says which instructions a guest executes, not how long they take. Time and the events of caches, TLBs and
-branch prediction come from here: static costs per instruction, and misses that a hash of (seed, block number) draws.
-docs/guests.md states the model; it is meant to be plain and repeatable, not to predict a processor.
+Unicorn says which instructions a guest executes, not how long they take. Time and the events of caches, TLBs
+and branch prediction come from here: static costs per instruction, and misses that a hash of (seed, block
+number) draws. docs/guests.md states the model; it is meant to be plain and repeatable, not to predict.
 """
 
 from vpmu.machine.layout import UNITS

@@ -1,4 +1,4 @@
-"""Where an instruction's memory operands lie: for page faults and device accesses, which Unicorn tells by page only."""
+"""Where memory operands lie: for page faults and device accesses, of which Unicorn tells the page only."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ _LEGACY = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
 
 
 def register_width(name: str) -> tuple[str, int, int]:
-    """Return a general register's 64-bit name, and the width and position in it of what `name` means, in bits."""
+    """Return the 64-bit register that `name` is a part of, and the part's width and position in bits."""
     if name in _HIGH:
         return _HIGH[name], 8, 8
     if name.startswith("r") and name[1:2].isdigit():
@@ -75,7 +75,7 @@ def _spans(processor: Processor, instruction: Any) -> Iterator[tuple[int, int]]:
 
 
 def address_in_page(processor: Processor, instruction: Any, page: int) -> int:
-    """Return the first address of a page that an instruction accesses; the page's first byte if that is not known."""
+    """Return the first address in a page that an instruction accesses; unknown: the page's first."""
     if instruction is not None:
         for address, size in _spans(processor, instruction):
             if address < page + PAGE and address + max(size, 1) > page:

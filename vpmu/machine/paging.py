@@ -1,11 +1,10 @@
-"""Four-level paging (SDM vol. 3, 4.5), for compiled callbacks and for what Python reads and writes in a guest."""
+"""Four-level paging (SDM vol. 3, 4.5), for compiled callbacks and for Python's own accesses to a guest."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import numba
 import numpy as np
 
+from vpmu.machine.compiled import part
 from vpmu.machine.layout import RAM, RAM_BYTES
 
 U64 = np.uint64
@@ -42,7 +41,8 @@ MAY_EXECUTE = U64(4)
 _PERMISSIONS = U64(6)
 
 
-def _walk(
+@part
+def walk(
     s: "np.ndarray[Any, np.dtype[np.uint64]]",
     cr0: U64,
     cr3: U64,
@@ -127,7 +127,3 @@ def _walk(
     if executable != _U0:
         may |= MAY_EXECUTE
     return page | may
-
-
-walk = cast("Callable[..., U64]", numba.njit(inline="never", nogil=True)(_walk))
-"""`_walk`, compiled, for callbacks and Python alike."""

@@ -1,4 +1,4 @@
-"""Unicorn with its callbacks: registers, memory, blocks, exact counts. It knows no interrupt and no device."""
+"""Unicorn with its callbacks: registers, memory, blocks, exact counts. No interrupt and no device."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import unicorn
+import unicorn as unicorn_package
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as uc_x86
 from unicorn.unicorn_py3 import unicorn as binding
@@ -19,13 +19,15 @@ from vpmu.machine.hooks import CALLBACKS
 from vpmu.machine.paging import FAULT, FETCH, READ, WRITE, walk
 
 U64 = np.uint64
+unicorn: Any = unicorn_package  # untyped
 _library: Any = binding.uclib
 
 GENERAL = {
     name: getattr(uc_x86, f"UC_X86_REG_{name.upper()}")
     for name in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip",
                  "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-                 "rflags", "cr0", "cr2", "cr3", "cr4", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base")
+                 "rflags", "cr0", "cr2", "cr3", "cr4",
+                 "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base")
 }  # fmt: skip
 
 PAGE = 4096
@@ -86,7 +88,7 @@ class Processor:
         self.words[at.RAM_BYTES] = memory
         self.words[at.SEED] = seed & (1 << 64) - 1
         self.words[at.HARD] = self.words[at.SOFT] = at.NEVER
-        self.unicorn = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self.unicorn: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self._handle = self.unicorn._uch
         self._word = ctypes.c_uint64()
         self._word_at = ctypes.byref(self._word)
@@ -94,7 +96,9 @@ class Processor:
         self._hooked: set[int] = set()
         self._instructions: dict[int, Any] = {}
         self.unicorn.mem_map_ptr(0, memory, uc_const.UC_PROT_ALL, self.ram.ctypes.data)
-        self.unicorn.mem_map_ptr(at.TRAMPOLINE_PHYSICAL, PAGE, uc_const.UC_PROT_ALL, self.trampoline.ctypes.data)
+        self.unicorn.mem_map_ptr(
+            at.TRAMPOLINE_PHYSICAL, PAGE, uc_const.UC_PROT_ALL, self.trampoline.ctypes.data
+        )
         self.unicorn.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
         self._hook(uc_const.UC_HOOK_BLOCK, CALLBACKS.block)
         self._hook(uc_const.UC_HOOK_INTR, CALLBACKS.vector)
@@ -238,7 +242,11 @@ class Processor:
         words = self.words
         words[at.STOP] = at.STOP_NONE
         error = _library.uc_emu_start(
-            self._handle, ctypes.c_uint64(self.read("rip")), ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(0)
+            self._handle,
+            ctypes.c_uint64(self.read("rip")),
+            ctypes.c_uint64(0),
+            ctypes.c_uint64(0),
+            ctypes.c_size_t(0),
         )
         stop = int(words[at.STOP])
         if stop == at.STOP_NONE:
@@ -311,7 +319,7 @@ class Processor:
             words[at.REP_ADDRESS] = 0
 
     def interrupt_string(self) -> None:
-        """An interrupt breaks a string instruction off: it counts when it is through, after the return."""
+        """Break a string instruction off for an interrupt: it counts when it is through, after the return."""
         self.words[at.REP_ADDRESS] = 0
 
     @property
@@ -320,7 +328,7 @@ class Processor:
         return bool(self.words[at.STOP_ACCESS] == FETCH)
 
     def take_back(self) -> None:
-        """Uncount the instruction at RIP, which has not retired, and what follows it in the block entered last."""
+        """Uncount the instruction at RIP, which has not retired, and what follows it in its block."""
         words = self.words
         block = self.blocks.get((int(words[at.LAST]), int(words[at.LAST_SIZE])))
         index = None if block is None else block.index(self.read("rip"))

@@ -1,4 +1,4 @@
-"""Machine guests in a run: every VM of a scenario that has an image, driven in lock-step with all the others."""
+"""Machine guests in a run: every VM of a scenario that has an image, in lock-step with all the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vpmu.scenario import Scenario
 
 _HALT = int(GUEST_HALT)
-
 
 
 @dataclass(slots=True)

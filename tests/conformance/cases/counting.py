@@ -56,6 +56,7 @@ def cases() -> Iterator[Case]:
         yield from _what_counts(setup)
         yield from _events(setup)
         yield from _overflows(setup)
+        yield from _lone_bits(setup)
         yield from _interrupts(setup)
         yield from _running(setup)
         yield from _emulated(setup)
@@ -163,6 +164,28 @@ def _overflows(setup: Setup) -> Iterator[Case]:
     yield Case(("F3.2", "A1.13", "D3.11", "D5.6", "D5.7", "E1.2"), setup, again, clear, _look(setup))
 
 
+def _lone_bits(setup: Setup) -> Iterator[Case]:
+    """No bit of PERFEVTSELx does another one's work, and none but the mask bit masks LVTPC."""
+    free = [
+        bit for bit in range(16, 34 if setup.design == "native" else 32) if 1 << bit not in (EN, INT, USR, OS)
+    ]
+    if setup.design != "native":
+        free.remove(21)
+    for bit in free:
+        unable = (OPEN, *counting(setup, 0x003C | USR | INT | 1 << bit, -50))
+        yield Case(("A2.8",), setup, unable, (code(80),), _look(setup))
+        nowhere = (OPEN, *counting(setup, 0x003C | EN | INT | 1 << bit, -50))
+        yield Case(("A2.2", "A2.3"), setup, nowhere, (code(80), kernel_code(80)), _look(setup))
+        silent = (OPEN, *counting(setup, 0x003C | EN | USR | 1 << bit, -50))
+        rules = ("A4.8", "A2.6", "A2.7" if bit == 21 else "A2.10")
+        yield Case(rules, setup, silent, (code(80),), _look(setup))
+    for bit in [*range(16), *range(17, 32)]:
+        if setup.design == "native" and bit in (11, *range(13, 16), *range(17, 32)):
+            continue
+        before = (write(LVTPC, NMI | 1 << bit), *counting(setup, CYCLES | INT, -50))
+        yield Case(("A4.11", "A4.15"), setup, before, (code(80),), _look(setup))
+
+
 def _interrupts(setup: Setup) -> Iterator[Case]:
     """LVTPC open, masked, masked by the PMI, opened again; who asks for a PMI and who does not."""
     for lvtpc, ask in product((NMI, 0xFE, NMI | 1 << 16, 1 << 16), (0, INT)):
@@ -222,6 +245,8 @@ def _host_work(setup: Setup) -> Iterator[Case]:
 
 def _fixed(setup: Setup) -> Iterator[Case]:
     """Fixed counters: levels, GLOBAL_CTRL, PMI bit, overflow, AnyThread."""
+    before: tuple[Step, ...]
+    look: tuple[Step, ...]
     for index, field, bit in product((0, 1), range(16), (0, 1)):
         if field & 4 and setup.design != "native":
             continue
@@ -229,7 +254,7 @@ def _fixed(setup: Setup) -> Iterator[Case]:
         run = (code(100), rdpmc(FIXED + index), *((kernel_code(50),) if index else ()))
         look = (rdpmc(FIXED + index), rdpmc(FIXED + (1 - index)))
         yield Case(("A2.15", "A2.14"), setup, before, run, look)
-    for index, pmi, run in product((0, 1), (0, 8), (99, 100, 101, 300)):
+    for index, pmi, cycles in product((0, 1), (0, 8), (99, 100, 101, 300)):
         first = -100 * (2 - index) & 0xFFFFFFFFFFFF
         before = (
             OPEN,
@@ -238,7 +263,7 @@ def _fixed(setup: Setup) -> Iterator[Case]:
             *on(setup),
         )
         look = (rdpmc(FIXED + index), read(GLOBAL_STATUS), read(LVTPC))
-        yield Case(("A4.9", "A4.6", "A4.5"), setup, before, (code(run),), look)
+        yield Case(("A4.9", "A4.6", "A4.5"), setup, before, (code(cycles),), look)
     for first, second in product((-100, 1000), (-20, -300, 5)):
         before = (OPEN, write(FIXED_CTR + 1, first & 0xFFFFFFFFFFFF), write(FIXED_CTR_CTRL, 0xA0), *on(setup))
         access = (code(10), write(FIXED_CTR + 1, second & 0xFFFFFFFFFFFF), code(50))
@@ -246,6 +271,13 @@ def _fixed(setup: Setup) -> Iterator[Case]:
         yield Case(("D3.11", "D5.6", "E1.2"), setup, before, access, look)
     ref = (write(FIXED_CTR_CTRL, 0x200), *on(setup))
     yield Case(("A2.14", "D5.11"), setup, ref, (code(20_000),), (rdpmc(FIXED + 2), rdpmc(FIXED + 1)))
+    for first, second in product(range(16), range(16)):
+        if (first | second) & 4:
+            continue
+        changed = (*on(setup), write(FIXED_CTR_CTRL, first << 4), code(7), write(FIXED_CTR_CTRL, second << 4))
+        run = (code(11), kernel_code(5))
+        look = (rdpmc(FIXED + 1), read(FIXED_CTR_CTRL))
+        yield Case(("A2.15", "D3.1"), setup, changed, run, look)
     kept = (write(FIXED_CTR_CTRL, 0x22), *on(setup), code(10), write(FIXED_CTR_CTRL, 0x20))
     yield Case(("F1.2", "D3.1", "A2.15"), setup, kept, (code(10),), (rdpmc(FIXED), rdpmc(FIXED + 1)))
     one_changes = (
@@ -269,6 +301,10 @@ def _freeze(setup: Setup) -> Iterator[Case]:
         before = (write(LVTPC, lvtpc), write(DEBUGCTL, word), *counting(setup, CYCLES | ask, -50))
         look = (read(GLOBAL_CTRL), *_look(setup))
         yield Case(("A4.16", "A4.17", "D5.12"), setup, before, (code(80),), look)
+    for bit in (0, 1, *range(6, 16)):
+        before = (OPEN, write(DEBUGCTL, 1 << bit), *counting(setup, CYCLES | INT, -50))
+        look = (read(GLOBAL_CTRL), rdpmc(0), read(DEBUGCTL))
+        yield Case(("A4.16", "A1.11"), setup, before, (code(80),), look)
     other = (
         OPEN,
         write(DEBUGCTL, FREEZE),
@@ -293,8 +329,8 @@ def _switches(setup: Setup) -> Iterator[Case]:
     fixed = (write(FIXED_CTR_CTRL, 0x2A), *counting(setup, BRANCHES, 9, 1), code(5))
     look = (rdpmc(FIXED), rdpmc(FIXED + 1), rdpmc(1), read(FIXED_CTR_CTRL), read(GLOBAL_STATUS))
     yield Case(rules, setup, fixed, (switched(10), switched(20)), look)
-    for switches in (1, 2, 3, 5):
-        unused = (write(EVENTSEL, CYCLES & ~EN), *(switched(4) for _ in range(switches)))
+    for times in (1, 2, 3, 5):
+        unused = (write(EVENTSEL, CYCLES & ~EN), *[switched(4)] * times)
         again = (rdpmc(0), write(EVENTSEL, CYCLES), code(6), switched(6))
         before = (*counting(setup, CYCLES, 3), code(9))
         yield Case(("B10.1", "F1.2"), setup, before, (*unused, *again), _look(setup))
@@ -307,6 +343,7 @@ def _emulated(setup: Setup) -> Iterator[Case]:
     if setup.design == "native":
         return
     rules = ("E1.5", "E3.9", "E3.10", "E3.11", "D5.3")
+    some: tuple[Step, ...]
     for event, level, enable in product(
         (0x00C0, 0x00C4, 0x003C, 0x01C0, 0x00C5), (USR, OS, USR | OS, 0), (0, EN)
     ):

@@ -126,6 +126,7 @@ def _eventsels(setup: Setup) -> Iterator[Case]:
 
 def _controls(setup: Setup) -> Iterator[Case]:
     """Each bit of FIXED_CTR_CTRL, GLOBAL_CTRL, GLOBAL_OVF_CTRL and LVTPC."""
+    rule: tuple[str, ...]
     for bit in range(12):
         rule = ("A3.10", "D3.2") if bit & 3 == 2 else ("A1.6", "D3.15")
         rule += ("E3.2", "D3.3", "F1.6") if bit // 4 >= setup.nr_fixed else ()
@@ -137,8 +138,8 @@ def _controls(setup: Setup) -> Iterator[Case]:
         yield _one(rule, setup, GLOBAL_CTRL, bit, 0)
     yield _sweep(("A3.3", "D3.5"), setup, GLOBAL_CTRL, [*range(8, 32), *range(35, 64)], 1)
     for bit in (55, 58, 59, 60, 61, 62, 63):
-        rule = {55: "A1.12", 61: "A1.12", 62: "D3.7", 63: "D3.7"}.get(bit, "A4.20")
-        yield _one((rule, "A3.4", "E3.3", "D3.8", "E3.15"), setup, GLOBAL_OVF_CTRL, bit, 0)
+        about = {55: "A1.12", 61: "A1.12", 62: "D3.7", 63: "D3.7"}.get(bit, "A4.20")
+        yield _one((about, "A3.4", "E3.3", "D3.8", "E3.15"), setup, GLOBAL_OVF_CTRL, bit, 0)
     others = [*range(8, 32), *range(35, 55), 56, 57]
     yield _sweep(("A3.4", "E3.3"), setup, GLOBAL_OVF_CTRL, others, 0)
     for bit in range(19):
@@ -186,6 +187,8 @@ def _overflow_bits(setup: Setup) -> Iterator[Case]:
 
 def _counters(setup: Setup) -> Iterator[Case]:
     """Every counter, by each of its registers, and words at the edges."""
+    look: tuple[Step, ...]
+    names: tuple[str, ...]
     rules = {PMC: ("A4.1", "A1.1", "D3.9"), FULL_PMC: ("A4.2", "A1.3", "A3.9", "E1.4", "E3.6", "D3.19")}
     for word in WORDS:
         marked = ("F1.3",) if word == 0xDEAD else ()
@@ -202,6 +205,7 @@ def _counters(setup: Setup) -> Iterator[Case]:
 
 def _rdpmc(setup: Setup) -> Iterator[Case]:
     """RDPMC with indexes of every kind, all counters holding something else."""
+    rules: tuple[str, ...]
     words = [write(PMC + index, 0xFFFFFF00 | index) for index in range(setup.nr_gp)]
     words += [write(FIXED_CTR + index, 0x7777_0000 | index) for index in range(setup.nr_fixed)]
     for index in INDEXES:
@@ -238,6 +242,7 @@ def _absent(setup: Setup) -> Iterator[Case]:
 
 def _by_host(setup: Setup) -> Iterator[Case]:
     """What the host reads and writes for a migration: all of a counter, GLOBAL_STATUS, no acknowledgement."""
+    look: tuple[Step, ...]
     if setup.design == "native":
         return
     for word in WORDS:
@@ -249,7 +254,7 @@ def _by_host(setup: Setup) -> Iterator[Case]:
         look = (read(GLOBAL_STATUS), host_read(GLOBAL_STATUS), read(GLOBAL_OVF_CTRL))
         yield Case(("D3.6",), setup, overflown, (host_write(GLOBAL_STATUS, 1 << bit),), look)
         yield Case(("D3.27", "D3.8"), setup, overflown, (host_write(GLOBAL_OVF_CTRL, 1 << bit),), look)
-    for word in (0, 0x2000, 0x32C4, 0x2001):
+    for word in (0, 0x2000, 0x32C4, 0x2001, 0x4000, 0x6000, 0x3000):
         look = (read(PERF_CAPABILITIES), host_read(PERF_CAPABILITIES), read(FULL_PMC), write(FULL_PMC, 1))
         yield Case(("D3.28",), setup, (), (host_write(PERF_CAPABILITIES, word),), look)
     for msr, word in ((EVENTSEL, 0x53003C), (EVENTSEL, 1 << 40), (FIXED_CTR_CTRL, 0xBB), (FIXED_CTR_CTRL, 4)):
@@ -283,8 +288,8 @@ def _others(setup: Setup) -> Iterator[Case]:
         DEBUGCTL,
         PERF_CAPABILITIES,
     ):
-        names = {GLOBAL_CTRL: ("A4.18", "D3.26", "E1.7"), LVTPC: ("A4.10",), PERF_CAPABILITIES: ("A1.10",)}
-        yield Case((*names.get(msr, ("A1.7", "A1.9")), *v1), setup, (), (read(msr),))
+        of = {GLOBAL_CTRL: ("A4.18", "D3.26", "E1.7"), LVTPC: ("A4.10",), PERF_CAPABILITIES: ("A1.10",)}
+        yield Case((*of.get(msr, ("A1.7", "A1.9")), *v1), setup, (), (read(msr),))
     for first, rule in ((PMC, "A1.1"), (EVENTSEL, "A1.2"), (FIXED_CTR, "A1.5"), (FULL_PMC, "A1.3")):
         count = setup.nr_fixed if first == FIXED_CTR else setup.nr_gp
         yield Case((rule,), setup, (), tuple(read(first + index) for index in range(count)) or (read(first),))

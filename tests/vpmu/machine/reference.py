@@ -1,7 +1,8 @@
 """A PMU of plain Python integers, written from the manual, and a host that grants a machine time against it.
 
-Version 2, four general-purpose counters, three fixed ones, 48 bits, full-width writes; accesses leave the guest, and
-emulated instructions count, as in KVM of Linux 7.0. The machine is tested against it: event in, exact effects out.
+Version 2, four general-purpose counters, three fixed ones, 48 bits, full-width writes; accesses leave the
+guest, and emulated instructions count, as in KVM of Linux 7.0. The machine is tested against it: event in,
+exact effects out.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,16 @@ LEAF = (0x07300402, 0, 0, 0x603)
 CORE_KHZ, TSC_KHZ, BUS_KHZ = 2_800_000, 2_200_000, 100_000
 RATES = Rates(*((khz << 28) // 1_000_000 for khz in (CORE_KHZ, TSC_KHZ, BUS_KHZ)))
 
-PMC, FULL, EVENTSEL, FIXED, FIXED_CTRL, STATUS, CTRL, OVF_CTRL = 0xC1, 0x4C1, 0x186, 0x309, 0x38D, 0x38E, 0x38F, 0x390
+PMC, FULL, EVENTSEL, FIXED, FIXED_CTRL, STATUS, CTRL, OVF_CTRL = (
+    0xC1,
+    0x4C1,
+    0x186,
+    0x309,
+    0x38D,
+    0x38E,
+    0x38F,
+    0x390,
+)
 LVTPC, CAPABILITIES = 0x834, 0x345
 KIND_OF_CODE = {0x3C: 0, 0xC0: 1, 0xC4: 2, 0xC5: 3, 0x4F2E: 4, 0x412E: 5}
 KIND_OF_FIXED = (1, 0, 16)
@@ -100,9 +110,7 @@ class ReferencePmu:
             self.status &= ~value
         elif number == LVTPC:
             self.lvtpc = value
-        elif number in (STATUS, CAPABILITIES):
-            raise Fault
-        elif FULL <= number < FULL + 4 and value > MASK:
+        elif number in (STATUS, CAPABILITIES) or (FULL <= number < FULL + 4 and value > MASK):
             raise Fault
         else:
             signed = (value & 0xFFFFFFFF ^ 1 << 31) - (1 << 31) if PMC <= number < PMC + 4 else value
@@ -170,7 +178,9 @@ class Host:
         self.reports.append(report)
         assert grant.now_ns <= report.end_ns <= grant.limit_ns
         due = any(
-            watched.left and sum(report.retired.get((watched.kind, n), 0) for n in (1, 2) if watched.levels & n) >= watched.left
+            watched.left
+            and sum(report.retired.get((watched.kind, n), 0) for n in (1, 2) if watched.levels & n)
+            >= watched.left
             for watched in grant.watched
         )
         assert (report.reason == GUEST_OVERFLOW) == due
