@@ -96,7 +96,8 @@ def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 async def _turns(
     outside: Advances, desk: Desk, port: Port, patience: Patience, on_records: Callable[[Arena], None] | None
 ) -> None:
-    give_up_at = trio.current_time() + patience.wait_s
+    clock = trio.lowlevel.current_clock().current_time
+    give_up_at = clock() + patience.wait_s
     nr_left = BATCH_FRAMES
     while True:
         records = outside.advance()
@@ -104,7 +105,7 @@ async def _turns(
             on_records(records)
         if outside.finished:
             break
-        desk.ask(trio.current_time())
+        desk.ask(clock())
         nr_left -= 1
         if nr_left == 0 or not desk.is_waiting:
             nr_left = BATCH_FRAMES
@@ -117,12 +118,13 @@ async def _turns(
 
 async def _hear(desk: Desk, port: Port, patience: Patience, give_up_at: float) -> None:
     """Take what guests say until all that were asked have answered, and judge those who do not."""
+    clock = trio.lowlevel.current_clock().current_time
     nr_left = BATCH_FRAMES
     while desk.is_waiting:
         _send(desk, port)
         received = port.receive()
         if received is not None:
-            desk.take(*received, trio.current_time())
+            desk.take(*received, clock())
             nr_left -= 1
         if received is None or nr_left == 0:
             nr_left = BATCH_FRAMES
