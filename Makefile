@@ -72,7 +72,7 @@ mutants: $(DEV_STAMP) ## Flip each mask, width, comparison and update of the PMU
 soak: $(DEV_STAMP) ## The long tests: whole scenarios in message mode, many random scenarios
 	VPMU_SOAK=1 $(BIN)/pytest -m soak $(PYTEST_ARGS)
 
-chaos: $(DEV_STAMP) ## Kill, stop and starve runs at twenty and more moments; compare every byte
+chaos: $(DEV_STAMP) ## Kill, stop, starve and cut off runs at twenty and more moments; compare every byte
 	$(BIN)/pytest -m chaos tests/chaos $(PYTEST_ARGS)
 
 container: $(DEV_STAMP) ## Build the image and run a cluster of it (needs root, buildah and debootstrap)

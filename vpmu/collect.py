@@ -131,7 +131,8 @@ class SampleCounter:
         if self._new:
             self._count()
         first = _key(np.uint64(actor), np.uint64(session))
-        begin, end = np.searchsorted(self._keys, [first, first + np.uint64(_FUNCTION_MASK + 1)])
+        begin = np.searchsorted(self._keys, first)
+        end = np.searchsorted(self._keys, first | np.uint64(_FUNCTION_MASK), side="right")
         functions = self._keys[begin:end] & np.uint64(_FUNCTION_MASK)
         return dict(zip(functions.tolist(), self._totals[begin:end].tolist(), strict=True))
 

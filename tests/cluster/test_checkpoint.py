@@ -41,6 +41,7 @@ def expected(make: Callable[[], Any]):
 @pytest.fixture
 def every_checkpoint(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "KEPT", 1_000_000)
+    monkeypatch.setattr(checkpoint, "_PIECE_RECORDS", 7)
     monkeypatch.setattr(pace, "FIRST_NS", 3_300_000)
 
 
