@@ -13,6 +13,7 @@ DEV_STAMP := $(VENV)/.dev-stamp
 COV_MIN ?= 90
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+MUTANT_ARGS ?=
 FUZZ_FRAMES ?= 1000000
 ATHERIS_RUNS ?= 200000
 UV_COMPILE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
@@ -22,7 +23,7 @@ DEMO_DESIGNS ?= legacy,optimized,native
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench scale workers docs soak chaos container fuzz fuzz-atheris ftest-profile lock clean
+.PHONY: help demo test lint format bench scale workers docs conformance mutants soak chaos container fuzz fuzz-atheris ftest-profile lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | awk '{n = $$1; $$1 = ""; printf "%-15s%s\n", n, $$0}'
@@ -62,6 +63,12 @@ workers: $(DEV_STAMP) ## Measure one worker against two, and what checkpoints co
 docs: $(DEV_STAMP) ## Check the documentation: links, and that every key and command is described
 	$(BIN)/pytest tests/docs
 
+conformance: $(DEV_STAMP) ## Write docs/conformance.md from the rules and cases of tests/conformance
+	$(BIN)/python -m tests.conformance
+
+mutants: $(DEV_STAMP) ## Flip each mask, width, comparison and update of the PMU's kernels; run the conformance suite
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m tests.conformance.mutants $(MUTANT_ARGS)
+
 soak: $(DEV_STAMP) ## The long tests: whole scenarios in message mode, many random scenarios
 	VPMU_SOAK=1 $(BIN)/pytest -m soak $(PYTEST_ARGS)
 
@@ -75,7 +82,7 @@ fuzz: $(DEV_STAMP) ## Put a million bad frames on a live hub (FUZZ_FRAMES)
 	$(BIN)/python -m tests.cluster.fuzz $(FUZZ_FRAMES)
 
 fuzz-atheris: $(DEV_STAMP) ## Fuzz the wire's decoder by coverage (needs the package atheris in .venv)
-	$(BIN)/python -m tests.cluster.fuzz_atheris -atheris_runs=$(ATHERIS_RUNS) -max_len=512
+	$(BIN)/python -m tests.cluster.fuzz_atheris -atheris_runs=$(ATHERIS_RUNS) -max_len=1024 -timeout=20
 
 ftest-profile: ## Record examples/ftest's Callgrind profile anew (needs gcc and valgrind)
 	$(MAKE) -C examples/ftest callgrind

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vpmu.actors.actor import Effects, UnexpectedMessage
+from vpmu.actors.call_words import CALL_END, CALL_FIRST, CallWords
 from vpmu.actors.machine import HostEntry, Machine, PcpuEntry
 from vpmu.actors.messages import Address, Message, host_perf, physical_cpu
 from vpmu.actors.rows import RowMap, Words, copy_words, install, shape
@@ -19,33 +20,21 @@ from vpmu.kernels.columns import (
     H_BALANCE_NS,
     H_FLOATING,
     H_REMOTE,
-    P_CALL,
-    P_CALL_SLOT,
-    P_CALL_VCPU,
     P_CPU_HW,
     P_ID,
     P_NR_TOOLS,
     P_STOP,
     P_TOOLS,
-    P_TRAVELS,
-    P_TRAVELS_END,
-    SLOTS,
     TOOL_COLUMNS,
     U_MUX_AT,
     V_ID,
 )
 from vpmu.kernels.engine import STOP_AWAY
-from vpmu.kernels.host.perf import CALL_TOOL_CLOSE
 from vpmu.kernels.jit import U64
 from vpmu.kernels.remote import balance_host, give_reservation, serve_call, take_reservation
 
-CALL_FIRST = int(P_TRAVELS)
-CALL_END = int(P_TRAVELS_END)
-"""Words of a physical CPU's row that travel with a call."""
 _MUX_AT = int(P_CPU_HW + U_MUX_AT)
 _CPU_HW, _TOOL = int(P_CPU_HW), int(TOOL_COLUMNS)
-_CALL, _CALL_VCPU, _CALL_SLOT = int(P_CALL), int(P_CALL_VCPU), int(P_CALL_SLOT)
-_LAST_CALL = int(CALL_TOOL_CLOSE)
 
 
 class PerfRequest(Message, frozen=True):
@@ -151,6 +140,7 @@ class HostPerf:
         self._share_of = {pcpu.offset: share for share, pcpus in shares.items() for pcpu in pcpus}
         self._pcpus = {pcpu.index: pcpu for pcpus in shares.values() for pcpu in pcpus}
         self._callers = {physical_cpu(pcpu.index): pcpu for pcpu in self._pcpus.values()}
+        self._calls = CallWords(machine.arena)
         self._here = here
         self._rows = rows
         self._waiting: dict[Address, Waiting] = {}
@@ -190,13 +180,11 @@ class HostPerf:
         pcpu = self._callers.get(message.source)
         if pcpu is None:
             raise UnexpectedMessage(f"{message.source} is not a physical CPU of {self.address}")
+        tools = self._tools[pcpu.offset]
+        source, at_ns = message.source, message.at_ns
+        self._calls.check_request(source, pcpu.offset, message.words, at_ns, self._until, self._vcpus, tools)
         first, last = 8 * (pcpu.offset + CALL_FIRST), 8 * (pcpu.offset + CALL_END)
         self._bytes[first:last] = message.words
-        call, slot = self._words[pcpu.offset + _CALL], self._words[pcpu.offset + _CALL_SLOT]
-        caller = self._words[pcpu.offset + _CALL_VCPU]
-        known = caller == 0 or caller in self._vcpus or caller in self._tools[pcpu.offset]
-        if not (0 < call <= _LAST_CALL and slot < SLOTS and known):
-            raise UnexpectedMessage(f"{message.source} calls {call} for {caller}, slot {slot}: there is none")
         serve_call(self._s, U64(pcpu.offset))
         mux_at_ns = self._words[pcpu.offset + _MUX_AT]
         return PerfReply(self.address, message.at_ns, self._bytes[first:last].tobytes(), mux_at_ns)

@@ -188,6 +188,11 @@ class Layout:
         self._end += rows * columns
         return region
 
+    @property
+    def size(self) -> int:
+        """Words of all tables so far."""
+        return self._end
+
     def allocate(self) -> Arena:
         """Return the arena, all zero."""
         return np.zeros(self._end, dtype=np.uint64)

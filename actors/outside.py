@@ -8,7 +8,7 @@ knows how the answer comes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -28,21 +28,27 @@ from vpmu.kernels.guest.step import (
 )
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64, Arena
+from vpmu.kernels.log import RECORD_WORDS
 from vpmu.kernels.outside import outside_answered
 from vpmu.kernels.perf.interrupt import ACCESS_EMULATE, ACCESS_RDPMC, ACCESS_READ, ACCESS_WRITE
 
 _ARCHITECTURAL: Final = frozenset(map(int, (ACCESS_READ, ACCESS_WRITE, ACCESS_RDPMC, ACCESS_EMULATE)))
+_EMULATE: Final = int(ACCESS_EMULATE)
 _ACCESS, _HALT, _DONE = int(GUEST_ACCESS), int(GUEST_HALT), int(GUEST_DONE)
 _OVERFLOW = int(GUEST_OVERFLOW)
 _REASONS: Final = frozenset((_ACCESS, _HALT, _DONE, _OVERFLOW, int(GUEST_LIMIT)))
 _KINDS: Final = col.TOTALS
+_TIME_KINDS: Final = frozenset(map(int, (KIND_REF_CYCLES, KIND_BUS_CYCLES)))
+"""Several of them may come in a nanosecond, and a stretch ends at a whole one."""
 _WORD: Final = (1 << 64) - 1
+_STEPS: Final = U64(STEPS)
 _NEVER: Final = int(NEVER)
 _GO, _STOP_GUEST, _STOP_WINDOW = int(ASK_GO), int(STOP_GUEST), int(STOP_WINDOW)
 _P_NOW, _P_LIMIT, _P_CURRENT, _P_STOP, _P_ASK = map(
     int, (col.P_NOW, col.P_LIMIT, col.P_CURRENT, col.P_STOP, col.P_ASK)
 )
 _V_PCPU = int(col.V_PCPU)
+_R_LOG_COUNT = int(col.R_LOG_COUNT)
 _G_NWATCH, _G_WATCH = int(col.G_NWATCH), int(col.G_WATCH)
 _W_KIND, _W_CPL, _W_LEFT = map(int, (col.W_KIND, col.W_CPL, col.W_LEFT))
 _O_COMPLETE, _O_FAULT, _O_RESULT, _O_COST_NS = map(
@@ -55,8 +61,7 @@ class OutsideError(Exception):
     """A guest's report breaks the rules; whoever asked for it cuts the guest off."""
 
 
-@dataclass(slots=True, frozen=True)
-class Watched:
+class Watched(NamedTuple):
     """A counter that counts while the guest runs.
 
     Attributes
@@ -74,8 +79,7 @@ class Watched:
     left: int
 
 
-@dataclass(slots=True, frozen=True)
-class Result:
+class Result(NamedTuple):
     """What became of the access that the guest's last report asked for."""
 
     fault: bool
@@ -83,8 +87,7 @@ class Result:
     cost_ns: int
 
 
-@dataclass(slots=True, frozen=True)
-class Grant:
+class Grant(NamedTuple):
     """The guest may go on.
 
     Attributes
@@ -165,6 +168,7 @@ class OutsideVcpu:
         self._o = self._words[self._g + int(col.G_OUTSIDE)]
         self._overshoot = overshoot
         self._retired = np.zeros(2 * _KINDS, dtype=np.uint64)
+        self._told = np.zeros(8, dtype=np.uint64)
         self._granted: Grant | None = None
         self.lost = ""
 
@@ -225,11 +229,13 @@ class OutsideVcpu:
 
     def _watched(self) -> tuple[Watched, ...]:
         words, first = self._words, self._g + _G_WATCH
-        found = []
-        for number in range(words[self._g + _G_NWATCH]):
-            w = first + number * col.WATCH_COLUMNS
-            found.append(Watched(words[w + _W_KIND], words[w + _W_CPL], words[w + _W_LEFT]))
-        return tuple(found)
+        end = first + words[self._g + _G_NWATCH] * col.WATCH_COLUMNS
+        return tuple(
+            [
+                Watched(words[w + _W_KIND], words[w + _W_CPL], words[w + _W_LEFT])
+                for w in range(first, end, col.WATCH_COLUMNS)
+            ]
+        )
 
     def answer(self, report: Report) -> None:
         """Go on with a report.
@@ -244,22 +250,18 @@ class OutsideVcpu:
             raise OutsideError("a report that nobody has asked for")
         self._check(grant, report)
         retired = self._retired
-        retired[:] = 0
+        retired.fill(0)
+        words = retired.data
         for (kind, level), events in report.retired.items():
-            retired[kind + (level - 1) * _KINDS] = events
+            words[kind + (level - 1) * _KINDS] = events
         self._granted = None
-        outside_answered(
-            self._s,
-            U64(self._p),
-            retired,
-            U64(report.end_ns),
-            U64(report.reason),
-            U64(report.operation),
-            U64(report.register),
-            U64(report.value),
-            U64(report.level),
-            U64(min(report.timer_at_ns, _NEVER)),
-        )
+        told = self._told.data
+        told[0], told[1], told[2] = self._p, report.end_ns, report.reason
+        told[3], told[4], told[5] = report.operation, report.register, report.value
+        told[6], told[7] = report.level, min(report.timer_at_ns, _NEVER)
+        # Note that an array hands its words out as uint64 faster than they are made from Python's integers.
+        p, *rest = self._told
+        outside_answered(self._s, p, retired, *rest)
 
     def _check(self, grant: Grant, report: Report) -> None:
         """Hold a report against the grant that it answers."""
@@ -287,18 +289,20 @@ class OutsideVcpu:
             raise OutsideError(f"an access at level {report.level}")
         if not (0 <= report.register < 1 << 32 and 0 <= report.value <= _WORD):
             raise OutsideError(f"access to {report.register:#x} with {report.value:#x}")
-        if report.operation == ACCESS_EMULATE and report.register > 3:
+        if report.operation == _EMULATE and report.register > 3:
             raise OutsideError(f"an emulated instruction that retires {report.register:#x}")
 
     @staticmethod
     def _check_left(grant: Grant, report: Report) -> None:
         """Refuse more events than were left to an overflow, or an overflow that goes unsaid."""
         for each in grant.watched:
+            if not each.left:
+                continue
             levels = [level for level in (1, 2) if each.levels & level]
             events = sum(report.retired.get((each.kind, level), 0) for level in levels)
-            if each.left and events > each.left:
+            if events > each.left and each.kind not in _TIME_KINDS:
                 raise OutsideError(f"retired {events} events of kind {each.kind}, {each.left} were granted")
-            if each.left and events == each.left and report.reason != _OVERFLOW:
+            if events >= each.left and report.reason != _OVERFLOW:
                 raise OutsideError(f"the overflow of kind {each.kind} ends a stretch")
 
     def cut_off(self, reason: str) -> None:
@@ -327,6 +331,8 @@ class Outside:
     def __init__(self, machine: Machine, overshoot: frozenset[str] = frozenset()) -> None:
         self._machine = machine
         self._fleet = Fleet(machine)
+        self._words = machine.arena.data
+        self._nothing = machine.log[:0].reshape(0, RECORD_WORDS)
         self.vcpus = [
             OutsideVcpu(machine, entry, overshoot=entry.vm in overshoot)
             for entry in machine.vcpus
@@ -342,10 +348,10 @@ class Outside:
         """
         machine = self._machine
         window = min(machine.until_ns, self._fleet.next_ns)
-        stop = int(advance(machine.arena, machine.log, U64(window), U64(STEPS)))
+        stop = int(advance(machine.arena, machine.log, U64(window), _STEPS))
         if stop == _STOP_WINDOW:
             if window == machine.until_ns:
                 self.finished = True
             else:
                 self._fleet.turn(window)
-        return drain_log(machine)
+        return drain_log(machine) if self._words[_R_LOG_COUNT] else self._nothing

@@ -12,9 +12,8 @@ from enum import IntEnum
 import numpy as np
 
 from vpmu.actors.actor import Effects, UnexpectedMessage
+from vpmu.actors.call_words import CALL_END, CALL_FIRST, CallWords
 from vpmu.actors.host_perf import (
-    CALL_END,
-    CALL_FIRST,
     GiveRows,
     Passed,
     PerfReply,
@@ -149,6 +148,7 @@ class PhysicalCpus:
         self._words = machine.arena.data
         self._bytes = machine.arena.data.cast("B")
         self._watch = WatchList(machine)
+        self._calls = CallWords(machine.arena)
         self._rows = rows
         self._guests = guests
         self._until = machine.until_ns
@@ -352,6 +352,7 @@ class PhysicalCpus:
 
     def _served(self, pcpu: PcpuEntry, message: PerfReply) -> None:
         p = pcpu.offset
+        self._calls.check_reply(message.source, p, message.words)
         self._bytes[8 * (p + CALL_FIRST) : 8 * (p + CALL_END)] = message.words
         self._words[p + _MUX_AT] = message.mux_at_ns
         call_served(self._s, U64(p))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-MODULES: Final = ("accesses", "fleet", "hub", "machine", "memory", "perfdata", "startup")
+MODULES: Final = ("accesses", "fleet", "hub", "machine", "memory", "perfdata", "remote", "startup")
 LIMITS: Final[dict[str, tuple[str, float]]] = {
     "msr_accesses": ("at least", 1.0),
     "msr_accesses_c_twin": ("at least", 0.5),
@@ -25,6 +25,8 @@ LIMITS: Final[dict[str, tuple[str, float]]] = {
     "perfdata_memory": ("at most", 1.0),
     "perfdata_two_cpus": ("at least", 1.0),
     "perfdata_two_cpus_memory": ("at most", 1.0),
+    "remote_accesses": ("at least", 0.3),
+    "remote_accesses_wanted": ("at least", 1.0),
     "start_help": ("at most", 1.0),
     "machine_guest": ("at least", 1.0),
 }

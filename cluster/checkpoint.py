@@ -40,6 +40,7 @@ _MAGIC: Final = b"vPMUckpt"
 _HEAD: Final = struct.Struct("<8sQQQQ")
 _LOG = logging.getLogger(__name__)
 _PIECE_WORDS: Final = 1 << 20
+_PIECE_RECORDS: Final = 1 << 16
 
 
 class Damaged(Exception):
@@ -456,14 +457,19 @@ class Keeper:
             If a journal is not as it was written.
         """
         try:
-            yield from map(self._journal, [*self._before, *last])
+            for note in [*self._before, *last]:
+                yield from self._journal(note)
         except Damaged as damage:
             raise GangError(str(damage)) from None
 
-    def _journal(self, note: FileNote) -> U64Array:
+    def _journal(self, note: FileNote) -> Iterator[U64Array]:
+        """Yield a journal's records, not all at once: it may be longer than memory."""
         check_file(self.directory, note)
-        data = np.fromfile(self.directory / note.name, dtype=proto.U64_DTYPE, count=note.size // 8)
-        return data.reshape(-1, RECORD_WORDS)
+        path, piece = self.directory / note.name, RECORD_WORDS * proto.WORD_BYTES * _PIECE_RECORDS
+        for offset in range(0, note.size, piece):
+            nr_words = min(piece, note.size - offset) // proto.WORD_BYTES
+            data = np.fromfile(path, dtype=proto.U64_DTYPE, count=nr_words, offset=offset)
+            yield data.reshape(-1, RECORD_WORDS)
 
 
 def check_file(directory: Path, note: FileNote) -> None:

@@ -25,6 +25,10 @@ from vpmu.cluster.where import Where
 CONNECT_S: Final = 2.0
 """How long one attempt to reach the scheduler lasts; Ctrl-C waits for no more."""
 WATCH_EVERY_S: Final = 1.0
+MOST_SILENT: Final = 3
+"""How often in a row the scheduler may not answer before its cluster counts as lost."""
+ANSWER_S: Final = 10.0
+"""How long it may take to say who its workers are."""
 STOP_WITHIN_S: Final = 3.0
 RESTART_WITHIN_S: Final = 20.0
 _ROOMS: Final = ("kernels", "actors", "cluster")
@@ -99,7 +103,7 @@ class RemoteWorkers(Workers):
             self._closed.wait(0.2)
 
     def _workers(self) -> list[str]:
-        return list(self._client.scheduler_info()["workers"])
+        return workers_of(self._client)
 
     def _prepare(self) -> None:
         """Compile on one worker of each machine; its other processes find the kernels in the cache."""
@@ -165,12 +169,17 @@ class RemoteWorkers(Workers):
 
     def _watch(self) -> None:
         """Look for lost workers until closed."""
+        silent = 0
         while not self._closed.wait(WATCH_EVERY_S):
             try:
                 there = set(self._workers())
-            except (OSError, TimeoutError) as error:
+                silent = 0
+            except GangError as error:
+                silent += 1
+                if silent < MOST_SILENT:
+                    continue
                 for rank in list(self._waiting):
-                    self._report(rank, ConnectionError(f"the scheduler does not answer: {error}"))
+                    self._report(rank, ConnectionError(error.line))
                 return
             for rank in list(self._waiting):
                 if self._addresses[rank] not in there:
@@ -193,14 +202,14 @@ class RemoteWorkers(Workers):
         until = time.monotonic() + STOP_WITHIN_S
         while time.monotonic() < until and not all(each.done() for each in self._futures.values()):
             time.sleep(0.05)
-        there = set(self._workers())
         busy = [self._addresses[rank] for rank, future in self._futures.items() if not future.done()]
-        busy = [address for address in busy if address in there]
         if not busy:
             return
         try:
+            there = set(self._workers())
+            busy = [address for address in busy if address in there]
             client.restart_workers(busy, timeout=RESTART_WITHIN_S, raise_for_error=False)
-        except (ValueError, OSError, TimeoutError) as error:
+        except (GangError, ValueError, OSError, TimeoutError) as error:
             _LOG.warning("%s may still be busy with this run: %s", ", ".join(busy), error)
 
 
@@ -227,12 +236,34 @@ def wait_workers(where: Where, wanted: int) -> int:
     try:
         with suppress(TimeoutError):
             client.wait_for_workers(wanted, timeout=GRACE_S)
-        found = len(client.scheduler_info()["workers"])
+        found = len(workers_of(client))
     finally:
         client.close(timeout=2)
     if not found:
         raise GangError(f"no worker is left at {where.scheduler}")
     return min(found, wanted)
+
+
+def workers_of(client: Any) -> list[str]:
+    """Return the addresses of all workers of a cluster, as its scheduler has them now.
+
+    Note that `Client.scheduler_info` names five workers at most, and sometimes none: another task of the
+    client asks for none every few seconds, and both leave what they get in one place.
+
+    Raises
+    ------
+    GangError
+        If the scheduler does not answer.
+    """
+    try:
+        identity = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_S)
+    except (
+        OSError,
+        TimeoutError,
+        AttributeError,
+    ) as error:  # AttributeError: it was never there, or is closed
+        raise GangError(f"the scheduler does not answer: {error}") from None
+    return list(identity["workers"])
 
 
 def client_of(where: Where, timeout_s: float) -> Any:

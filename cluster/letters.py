@@ -13,9 +13,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from vpmu.actors.call_words import CALL_END, CALL_FIRST
 from vpmu.actors.host_perf import (
-    CALL_END,
-    CALL_FIRST,
     GiveRows,
     Passed,
     PerfReply,

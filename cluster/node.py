@@ -34,7 +34,6 @@ from vpmu.cluster.errors import GangError, RemoteProtocolError
 from vpmu.cluster.hub import Hub, Refusal
 from vpmu.cluster.launcher import LocalWorkers, Workers, run_gang
 from vpmu.cluster.merge import Merge, sort_records
-from vpmu.cluster.placement import Policy
 from vpmu.cluster.proto import Frame, Kind, U64Array
 from vpmu.cluster.shared import SharedArena, open_shared
 from vpmu.cluster.watch import Waits, Watch, serving
@@ -77,7 +76,7 @@ class Part(msgspec.Struct, frozen=True):
     shared: str
     log_records: int
     workers: int
-    place: Policy
+    place: str
     messages: bool
     moves: list[MoveEntry]
     reboots: list[RebootEntry]
@@ -125,7 +124,7 @@ class WorkersOutcome:
 def pack_part(
     machine: Machine,
     workers: int,
-    place: Policy,
+    place: str,
     messages: bool,
     start: Start | None = None,
     shared: SharedArena | None = None,
@@ -291,8 +290,8 @@ class _Home:
             each.take(frame.records)
 
     def _on_clock(self, frame: Frame) -> None:
-        if (frame.header.nr_records, frame.header.words) != (1, 4):
-            raise RemoteProtocolError("a clock of more or less than four words")
+        if (frame.header.nr_records, frame.header.words) != (1, 6):
+            raise RemoteProtocolError("a clock of more or less than six words")
         rank = frame.header.source_rank
         self._clocks[rank], *waits = frame.record()
         self._waits[rank] = Waits.of_words(*waits)
@@ -410,7 +409,7 @@ async def run_machine_on_workers(
     machine: Machine,
     *,
     workers: int,
-    place: Policy = "packed",
+    place: str = "packed",
     messages: bool = False,
     on_records: OnRecords | None = None,
     in_order: bool = True,
@@ -429,8 +428,8 @@ async def run_machine_on_workers(
         As built; it is not changed.
     workers : int
         Processes, at least 1.
-    place : {'packed', 'spread'}
-        Whole hosts per process, or physical CPUs, host perf and vCPUs apart; message mode is always spread.
+    place : str
+        See `placement.place`; message mode is always spread.
     messages : bool
         Message mode: every access, host perf request and PMI is a message.
     on_records : callable, optional

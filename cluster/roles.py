@@ -9,7 +9,7 @@ from functools import partial
 from vpmu.actors.machine import HostEntry, Machine, PcpuEntry, VcpuEntry
 from vpmu.actors.messages import Address, host_perf, physical_cpu, vcpu
 from vpmu.actors.physical_cpu import Guests
-from vpmu.cluster.placement import HostActors, Policy, place
+from vpmu.cluster.placement import HostActors, place
 from vpmu.kernels.columns import V_PCPU, V_PINNED
 
 Shares = dict[Address, list[PcpuEntry]]
@@ -84,14 +84,14 @@ def _actors_of(
         if machine.arena[each.offset + int(V_PINNED)]
         and (p := int(machine.arena[each.offset + int(V_PCPU)])) in index_of
     }
-    return HostActors(host.index, [p.index for p in pcpus], [each.index for each in vcpus], pinned)
+    return HostActors(host.index, [p.index for p in pcpus], [each.index for each in vcpus], pinned, host.name)
 
 
-def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Roles:
+def assign(machine: Machine, workers: int, policy: str, messages: bool) -> Roles:
     """Return the roles of a run.
 
-    Under `packed` a vCPU lives where its physical CPU does and moves with it. Message mode always keeps the
-    roles apart.
+    But under `spread`, a vCPU lives where its physical CPU does and moves with it. Message mode always keeps
+    the roles apart.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Ro
         As built, not yet run.
     workers : int
         Ranks, at least 1.
-    policy : {'packed', 'spread'}
+    policy : str
         See `placement.place`.
     messages : bool
         Message mode.
@@ -107,7 +107,7 @@ def assign(machine: Machine, workers: int, policy: Policy, messages: bool) -> Ro
     apart = messages or policy == "spread"
     by_host = pcpus_by_host(machine)
     actors = map(partial(_actors_of, machine), machine.hosts, by_host, _vcpus_by_host(machine))
-    placement = place(workers, "spread" if apart else "packed", list(actors))
+    placement = place(workers, "spread" if apart else policy, list(actors))
     rank_of = dict(placement.rank_of)
     cpu_ranks = {rank_of[physical_cpu(pcpu.index)] for pcpu in machine.pcpus}
     guests = Guests.HERE

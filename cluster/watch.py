@@ -26,11 +26,22 @@ _NOTHING: Final = 0
 
 
 class Waits(msgspec.Struct, frozen=True):
-    """Where the wall time of a rank went, seconds: it computed, waited for a processor, or for peers."""
+    """Where the wall time of a rank went, seconds: it computed, waited for a processor, or for peers.
+
+    And how often its kernels came back, and how many vCPUs began there.
+    """
 
     busy_s: float = 0.0
     queue_s: float = 0.0
     peers_s: float = 0.0
+    stops: int = 0
+    vcpus: int = 0
+
+    @property
+    def stops_per_s(self) -> float:
+        """Stops in a second of the wall clock."""
+        total = self.busy_s + self.queue_s + self.peers_s
+        return self.stops / total if total else 0.0
 
     @property
     def peers_share(self) -> float:
@@ -38,14 +49,15 @@ class Waits(msgspec.Struct, frozen=True):
         total = self.busy_s + self.queue_s + self.peers_s
         return self.peers_s / total if total else 0.0
 
-    def words(self) -> tuple[int, int, int]:
-        """Return the times in whole nanoseconds, as a frame carries them."""
-        return int(self.busy_s * NS_PER_S), int(self.queue_s * NS_PER_S), int(self.peers_s * NS_PER_S)
+    def words(self) -> tuple[int, ...]:
+        """Return all, the times in whole nanoseconds, as a frame carries them."""
+        times = (int(seconds * NS_PER_S) for seconds in (self.busy_s, self.queue_s, self.peers_s))
+        return *times, self.stops, self.vcpus
 
     @classmethod
-    def of_words(cls, busy_ns: int, queue_ns: int, peers_ns: int) -> Waits:
+    def of_words(cls, busy_ns: int, queue_ns: int, peers_ns: int, stops: int, vcpus: int) -> Waits:
         """Return what `words` was asked of."""
-        return cls(busy_ns / NS_PER_S, queue_ns / NS_PER_S, peers_ns / NS_PER_S)
+        return cls(busy_ns / NS_PER_S, queue_ns / NS_PER_S, peers_ns / NS_PER_S, stops, vcpus)
 
 
 @dataclass(eq=False)
@@ -89,7 +101,7 @@ class Watch:
     def waits(self) -> Waits:
         """Return where the time since `begin` went."""
         wall, busy, queue = (now - then for now, then in zip(self._times(), self._began, strict=True))
-        return Waits(busy, queue, max(wall - busy - queue, 0.0))
+        return Waits(busy, queue, max(wall - busy - queue, 0.0), self.stops, self.vcpus)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures as Prometheus' metrics; called at each scrape, in another thread."""

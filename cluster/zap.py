@@ -45,9 +45,13 @@ class Authenticator:
         Who it is, and whose keys are let in.
     on_refused : callable
         Told of each peer that is not.
+    watches : bool
+        Read the ROUTER's news; else its owner does, and tells `note_failure`.
     """
 
-    def __init__(self, router: zmq.Socket[bytes], keys: RankKeys, on_refused: OnRefused) -> None:
+    def __init__(
+        self, router: zmq.Socket[bytes], keys: RankKeys, on_refused: OnRefused, *, watches: bool = True
+    ) -> None:
         self._rank_of = {z85.decode(public): rank for rank, public in keys.allowed.items()}
         self._on_refused = on_refused
         self._zap = router.context.socket(zmq.REP)
@@ -56,14 +60,17 @@ class Authenticator:
         router.curve_server = True
         router.curve_secretkey = keys.secret
         router.zap_domain = DOMAIN
-        self._monitor = router.get_monitor_socket(int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL))
-        self._monitor.linger = 0
+        self._monitor: zmq.Socket[Any] | None = None
+        if watches:
+            self._monitor = router.get_monitor_socket(int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL))
+            self._monitor.linger = 0
 
     async def run(self) -> None:
         """Answer until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_take_all, self._zap, self._answer)
-            nursery.start_soon(_take_all, self._monitor, self._note_failure)
+            if self._monitor is not None:
+                nursery.start_soon(_take_all, self._monitor, self.note_failure)
 
     def _answer(self, question: list[bytes]) -> None:
         self._zap.send_multipart(self.answer(question), zmq.NOBLOCK)
@@ -86,7 +93,8 @@ class Authenticator:
             return None
         return self._rank_of.get(key)
 
-    def _note_failure(self, event: list[bytes]) -> None:
+    def note_failure(self, event: list[bytes]) -> None:
+        """Take the news of a handshake that failed."""
         why = int(parse_monitor_message(event)["value"])
         told = _FAULTS.get(why, f"another key, a replay, or no ZMTP at all ({why:#x})")
         self._on_refused(f"its handshake failed: {told}")

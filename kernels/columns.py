@@ -428,6 +428,8 @@ V_FIXED_RESERVED = _row.word()
 """Bits of the selectors and of FIXED_CTR_CTRL that raise #GP."""
 V_CAPABILITIES = _row.word()
 """IA32_PERF_CAPABILITIES."""
+V_HOST = _row.word()
+"""1 while the host itself reads and writes its registers, as KVM_GET_MSRS and KVM_SET_MSRS do."""
 V_FILTER = _row.word()
 """Offset of the VM's event filter (kernels/designs/filter.py), 0 if it has none."""
 V_BLOCKED = _row.word()

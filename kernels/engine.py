@@ -102,7 +102,6 @@ from vpmu.kernels.designs.dispatch import (
     vm_entry,
     vm_exit,
 )
-from vpmu.kernels.guest.outside import outside_resume
 from vpmu.kernels.guest.step import (
     GUEST_ACCESS,
     GUEST_DONE,
@@ -586,10 +585,7 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
                 # It may go on at once if it then has code to run: that spares a question and an answer.
                 s[p + P_LIMIT] = _grant(s, p, v, g, until)
                 return _stop(s, p, STOP_GUEST)
-            if s[g + G_OUTSIDE] != U0:
-                reason = outside_resume(s, log, p, v, g, complete, outcome, value, inject)
-            else:
-                reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
+            reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
             if reason != GUEST_ACCESS or now >= until:
                 resumed(s, v, reason)
         if now >= until:

@@ -59,6 +59,7 @@ from vpmu.profile import Profile, load_profile
 from vpmu.program import Program
 from vpmu.scenario.events import event_groups
 from vpmu.scenario.fleet import Move, Reboot, moves, reboots
+from vpmu.scenario.storm import group_of
 
 if TYPE_CHECKING:
     from vpmu.kernels.events import EventSpec
@@ -201,13 +202,41 @@ class Builder:
         return [
             (tool, placed.pinned, index)
             for index, placed in enumerate(self.placed)
-            if tool.vm in (placed.vm.name, placed.vm_name)
+            if tool.vm in (placed.vm_name, group_of(placed.vm_name))
             and (tool.vcpu is None or tool.vcpu == placed.vcpu)
             and placed.pinned is not None
         ]
 
+    def arena_words(self) -> int:
+        """Return how large the arena would be; nothing is filled in."""
+        self._lay_out()
+        return self.layout.size
+
     def build(self) -> Machine:
         """Lay the arena out and fill it."""
+        scenario = self.scenario
+        layout = self.layout
+        encoded = self._lay_out()
+        self.s = layout.allocate()
+        self.machine = Machine(self.design, scenario.until_ns, self.s, empty_log(), regions=layout.regions)
+        self._taken = {region.name: 0 for region in layout.regions.values()}
+        self._fill_run(encoded)
+        self.filters = {vm.name: self._fill_filter(vm.event_filter) for vm in scenario.vms}
+        for index, host in enumerate(scenario.hosts):
+            self._fill_host(index, host)
+        for index, placed in enumerate(self.placed):
+            self._fill_vcpu(index, placed)
+        self._fill_tools()
+        self._start()
+        self._add_events()
+        self.machine.functions = {
+            name: tuple(function.name for function in program.functions)
+            for name, program in self.programs.items()
+        }
+        return self.machine
+
+    def _lay_out(self) -> dict[str, Arena]:
+        """Add every table to the layout; return the programs as the arena has them."""
         scenario = self.scenario
         layout = self.layout
         encoded = {name: program.encode(self.derived) for name, program in self.programs.items()}
@@ -238,23 +267,7 @@ class Builder:
         self.outside_rows = layout.add("outside", outside, col.OUTSIDE_COLUMNS)
         filters = sum(vm.event_filter is not None for vm in scenario.vms)
         self.filter_rows = layout.add("filter", filters, col.FILTER_COLUMNS)
-        self.s = layout.allocate()
-        self.machine = Machine(self.design, scenario.until_ns, self.s, empty_log(), regions=layout.regions)
-        self._taken = {region.name: 0 for region in layout.regions.values()}
-        self._fill_run(encoded)
-        self.filters = {vm.name: self._fill_filter(vm.event_filter) for vm in scenario.vms}
-        for index, host in enumerate(scenario.hosts):
-            self._fill_host(index, host)
-        for index, placed in enumerate(self.placed):
-            self._fill_vcpu(index, placed)
-        self._fill_tools()
-        self._start()
-        self._add_events()
-        self.machine.functions = {
-            name: tuple(function.name for function in program.functions)
-            for name, program in self.programs.items()
-        }
-        return self.machine
+        return encoded
 
     def _nr_events(self, events: tuple[str, ...]) -> int:
         return sum(len(group) for group in event_groups(events))
@@ -293,7 +306,7 @@ class Builder:
     @staticmethod
     def _tool_covers(tool: Tool, placed: _Placed) -> bool:
         if tool.vm:
-            mine = tool.vm in (placed.vm.name, placed.vm_name)
+            mine = tool.vm in (placed.vm_name, group_of(placed.vm_name))
             return mine and (tool.vcpu is None or tool.vcpu == placed.vcpu)
         return tool.cpus in ("all", None) or placed.pinned is None or placed.pinned in (tool.cpus or ())
 

@@ -62,6 +62,9 @@ Scheduler = Annotated[
     ),
 ]
 SchedulerArgument = Annotated[str, typer.Argument(metavar="tls://HOST:PORT", envvar="VPMU_SCHEDULER")]
+Place = Annotated[
+    str, typer.Option(metavar="packed|spread|split:HOST|random:SEED", help="What goes into which process.")
+]
 Tls = Annotated[
     tuple[str, str, str],
     typer.Option("--tls", metavar="CA CERT KEY", help="PEM files, instead of --keys or Dask's settings."),
@@ -130,7 +133,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; 1, or 3 with --messages, if not given.")
     ] = None,
-    place: Annotated[str, typer.Option(metavar="packed|spread", help="What goes where.")] = "packed",
+    place: Place = "packed",
     messages: Annotated[bool, typer.Option("--messages", help="Make every access a message.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
     keep: Annotated[
@@ -195,6 +198,63 @@ def run(
 
 
 @app.command()
+def serve(
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO.toml", help="A scenario with VMs that have remote = true.")
+    ],
+    design: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The design; default: the hosts' own, or optimized.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed, instead of the scenario's.")] = None,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="DURATION", help='Virtual end, e.g. "2 s".')] = None,
+    bind: Bind = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; default: a free one.")] = 0,
+    ipc: Annotated[Path | None, typer.Option(metavar="PATH", help="A socket file instead of TCP.")] = None,
+    keys: Keys = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Do without CURVE.")] = False,
+    stall: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.001, help="Cut off who says nothing for so long.")
+    ] = 10.0,
+    wait: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Go on without who has not come by then.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
+    keep: Annotated[
+        str, typer.Option(help="Records to write: samples,accesses,switches,pmis, or all, none.")
+    ] = "samples",
+    perf_data: Annotated[
+        bool,
+        typer.Option("--perf-data", help="Write the guests' perf sessions as perf's own files; needs --out."),
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    progress: ShowProgress = None,
+) -> int:
+    """Run a host whose remote VMs are other processes that connect to it."""
+    from vpmu.command_run import Output
+    from vpmu.command_serve import Door, serve_command
+
+    changes = list(overrides or [])
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    if until is not None:
+        changes.append(f"until={until}")
+    return serve_command(
+        scenario,
+        overrides=changes,
+        design=design,
+        door=Door(bind=bind, port=port, ipc=ipc, keys=keys, insecure=insecure),
+        stall_s=stall,
+        wait_s=wait,
+        out=out,
+        keep=keep,
+        perf_data=perf_data,
+        output=Output(quiet=quiet, as_json=as_json, progress=progress),
+    )
+
+
+@app.command("guest")
 def guest(
     image: Annotated[str, typer.Argument(metavar="IMAGE.elf", help="A 64-bit ELF image, multiboot or not.")],
     arguments: Annotated[
@@ -390,6 +450,48 @@ def precision(
     precision_command(scenario, seeds=seeds, designs=design, overrides=overrides or [], as_json=as_json)
 
 
+@app.command()
+def replay(
+    trace: Annotated[
+        str, typer.Argument(metavar="TRACE", help="Text of trace-cmd, ftrace or perf script; - is stdin.")
+    ],
+    design: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Designs: names of `vpmu designs`, or FILE.py.")
+    ] = "legacy,optimized,native",
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Cost profile: of `vpmu profiles`, or a file.")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Physical CPUs; default: one for each vCPU of the trace.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the host, e.g. host.host.watchdog=true; may be repeated.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results there.")] = None,
+    quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print replay.json instead of tables.")] = False,
+) -> None:
+    """Replay the PMU accesses in a real host's trace as guests; say what each design makes of them."""
+    from vpmu.command_replay import replay_command
+
+    replay_command(
+        trace,
+        designs=design,
+        profile=profile,
+        cpus=cpus,
+        overrides=[*(overrides or []), f"seed={seed}"],
+        out=out,
+        quiet=quiet,
+        as_json=as_json,
+    )
+
+
 @program_app.command("import")
 def program_import(
     file: Annotated[Path, typer.Argument(metavar="CALLGRIND.OUT")],
@@ -463,6 +565,21 @@ def cluster_status(
 
     where = where_of(scheduler=scheduler, bind="", insecure=insecure, keys=keys, wait_s=5)
     typer.echo(status_command(where, at_least))
+
+
+@cluster_app.command("plan")
+def cluster_plan(
+    scenario: Annotated[str, typer.Argument(metavar="FLEET.toml", help="The scenario file.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    place: Place = "packed",
+    design: Annotated[str | None, typer.Option(metavar="NAME,...", help="As for `vpmu run`.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what would go into which process, its memory and its estimated speed; run nothing."""
+    from vpmu.command_cluster import plan_command
+
+    typer.echo(plan_command(scenario, overrides or [], design, workers, place, as_json=as_json))
 
 
 @app.command("compile")

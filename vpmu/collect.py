@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -41,6 +41,8 @@ KERNEL_NAME: Final = "[kernel]"
 _NEVER: Final = int(NEVER)
 _RATE_ONE: Final = 1 << 28
 _FUNCTION_MASK: Final = 0xFFFFFFFF
+_MOST_NEW: Final = 1 << 20
+"""Samples that are counted at once."""
 _KERNEL_FUNCTION: Final = 0xFFFFFFFF
 _FINISHED: Final = 2
 _SESSION_RUNNING: Final = 1
@@ -87,11 +89,19 @@ _THREAD_COUNTS: Final = (
 _EVENT_COUNTS: Final = (col.E_COUNT, col.E_ENABLED_NS, col.E_RUNNING_NS, col.E_SAMPLES, col.E_THROTTLES)
 
 
+def _key(actors: Any, sessions: Any) -> Any:
+    """Return guests, by the 24 bits that tell them apart, and sessions as the upper half of a word."""
+    return (actors << np.uint64(40)) | (sessions << np.uint64(32))
+
+
 class SampleCounter:
     """Counts the samples of every session by function, and keeps intervals' reads, as the records go by."""
 
     def __init__(self) -> None:
-        self._counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
+        self._new: list[Arena] = []
+        self._nr_new = 0
+        self._keys: Arena = np.empty(0, np.uint64)
+        self._totals = np.empty(0, np.int64)
         self._intervals: defaultdict[tuple[int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
 
     def add(self, records: Arena) -> None:
@@ -100,22 +110,30 @@ class SampleCounter:
         for record in records[kinds == RECORD_INTERVAL].tolist():
             self._intervals[record[2], record[4]].append((record[1], *record[5:8]))
         samples = records[kinds == RECORD_SAMPLE]
-        if not len(samples):
-            return
-        keys = np.stack(
-            [
-                samples[:, 2],
-                (samples[:, 7] >> np.uint64(24)) & np.uint64(0xFF),
-                samples[:, 6] & np.uint64(_FUNCTION_MASK),
-            ]
-        )
-        unique, counts = np.unique(keys, axis=1, return_counts=True)
-        for (actor, session, function), count in zip(unique.T.tolist(), counts.tolist(), strict=True):
-            self._counts[actor, session][function] += count
+        sessions = (samples[:, 7] >> np.uint64(24)) & np.uint64(0xFF)
+        # One word for guest, session and function: sorting words is ten times as fast as sorting rows.
+        self._new.append(_key(samples[:, 2], sessions) | samples[:, 6] & np.uint64(_FUNCTION_MASK))
+        self._nr_new += len(samples)
+        if self._nr_new > _MOST_NEW:
+            self._count()
+
+    def _count(self) -> None:
+        """Add the samples since the last call to the totals, which are in the order of their keys."""
+        keys, counts = np.unique(np.concatenate(self._new), return_counts=True)
+        keys, counts = np.concatenate([self._keys, keys]), np.concatenate([self._totals, counts])
+        self._keys, at = np.unique(keys, return_inverse=True)
+        self._totals = np.zeros(len(self._keys), np.int64)
+        np.add.at(self._totals, at, counts)
+        self._new, self._nr_new = [], 0
 
     def of(self, actor: int, session: int) -> dict[int, int]:
         """Return function id -> samples of one session."""
-        return dict(self._counts.get((actor, session), {}))
+        if self._new:
+            self._count()
+        first = _key(np.uint64(actor), np.uint64(session))
+        begin, end = np.searchsorted(self._keys, [first, first + np.uint64(_FUNCTION_MASK + 1)])
+        functions = self._keys[begin:end] & np.uint64(_FUNCTION_MASK)
+        return dict(zip(functions.tolist(), self._totals[begin:end].tolist(), strict=True))
 
     def intervals_of(self, actor: int, owner: int) -> list[IntervalRow]:
         """Return the lines of ``perf stat -I`` of one event: what each interval added."""

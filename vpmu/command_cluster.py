@@ -9,6 +9,7 @@ from typing import Final
 
 from vpmu.cluster.certificates import ROLES, certificate_files, write_certificates
 from vpmu.cluster.errors import GangError
+from vpmu.cluster.guests.keys import write_guest_keys
 from vpmu.cluster.keys import is_loopback
 from vpmu.cluster.watch import LOOPBACK
 from vpmu.cluster.where import Where
@@ -22,7 +23,7 @@ _INSECURE: Final = "nobody is kept out: whoever reaches these ports can command 
 def keys_command(directory: Path, days: int) -> str:
     """Make certificates in `directory`; return what to say."""
     try:
-        files = write_certificates(directory, days=days)
+        files = [*write_certificates(directory, days=days), *write_guest_keys(directory)]
     except FileExistsError as error:
         raise UserError("there are certificates already", file=str(error.filename)) from None
     names = " ".join(file.name for file in files)
@@ -145,12 +146,38 @@ def status_command(where: Where, at_least: int) -> str:
     """Return in one line who is in a cluster; GangError if it does not answer or is too small."""
     import distributed
 
-    from vpmu.cluster.dask_workers import client_of
+    from vpmu.cluster.dask_workers import client_of, workers_of
 
     client: distributed.Client = client_of(where, where.start_within_s)
     with client:
-        workers = sorted(client.scheduler_info()["workers"])
+        workers = sorted(workers_of(client))
     line = f"{where.scheduler}: {len(workers)} workers: {', '.join(workers) or 'none'}"
     if len(workers) < at_least:
         raise GangError(f"{line}; {at_least} are needed")
     return line
+
+
+def plan_command(
+    file: str, overrides: list[str], design: str | None, workers: int, policy: str, *, as_json: bool
+) -> str:
+    """Return what would go where, in lines or as JSON, for each design that would run.
+
+    Raises
+    ------
+    UserError
+        For a mistake in the scenario or the choices.
+    """
+    import json
+
+    from vpmu.command_run import choose_designs, choose_place
+    from vpmu.execution import register_designs
+    from vpmu.plan import make_plan, plan_lines
+    from vpmu.scenario import load_scenario
+
+    scenario = load_scenario(file, overrides)
+    names = register_designs(choose_designs(scenario, design, file))
+    place = choose_place(scenario, policy)
+    plans = [make_plan(scenario, name, workers, place) for name in names]
+    if as_json:
+        return json.dumps({plan.design: plan.as_json() for plan in plans}, indent=2)
+    return "\n".join(line for plan in plans for line in plan_lines(plan))

@@ -6,14 +6,14 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vpmu.cluster.errors import GangError
+from vpmu.cluster.placement import POLICIES, policy_fault
 from vpmu.cluster.watch import Waits
 from vpmu.cluster.where import HERE, Where
 from vpmu.designs import find_design
 from vpmu.errors import Interrupted, Stopped, UserError
-from vpmu.options import DEFAULT_DESIGNS, PLACES, Executor, RunOptions
+from vpmu.options import DEFAULT_DESIGNS, Executor, RunOptions
 from vpmu.records import parse_keep
 from vpmu.results import RunResult, check_out_directory, summary_bytes, write_results
 from vpmu.resume import RunNote, finish, read_note, write_note
@@ -65,7 +65,7 @@ def run_command(
     options = RunOptions(
         designs=choose_designs(scenario, designs, file),
         workers=workers,
-        place=_choose_place(place),
+        place=choose_place(scenario, place),
         messages=messages,
         out=None if out is None else check_out_directory(out),
         keep=parse_keep(keep),
@@ -75,7 +75,7 @@ def run_command(
     )
     if checkpoint is not None:
         write_note(_checkpoint_directory(options), _note(file, overrides, options, checkpoint))
-    return _carry_out(scenario, options, output, execute)
+    return carry_out(scenario, options, output, execute)
 
 
 def resume_command(
@@ -83,17 +83,18 @@ def resume_command(
 ) -> int:
     """Go on with a run that was stopped; return the exit status."""
     note = read_note(out)
+    scenario = load_scenario(note.scenario, note.overrides)
     options = RunOptions(
         designs=tuple(note.designs),
         workers=workers or note.workers,
-        place=_choose_place(note.place),
+        place=choose_place(scenario, note.place),
         out=out,
         keep=frozenset(note.keep),
         perf_data=note.perf_data,
         where=where,
         every_s=note.every_s,
     )
-    return _carry_out(load_scenario(note.scenario, note.overrides), options, output, execute)
+    return carry_out(scenario, options, output, execute)
 
 
 def _checkpoint_directory(options: RunOptions) -> Path:
@@ -120,7 +121,9 @@ def _note(file: str, overrides: list[str], options: RunOptions, every_s: float) 
     )
 
 
-def _carry_out(scenario: Scenario, options: RunOptions, output: Output, execute: Executor | None) -> int:
+def carry_out(
+    scenario: Scenario, options: RunOptions, output: Output, execute: Executor | None = None
+) -> int:
     """Run, write and print; say how to go on with what was stopped."""
     again = "" if options.every_s is None else f'; go on with "vpmu resume {options.out}"'
     waits: dict[str, list[Waits]] = {}
@@ -205,9 +208,11 @@ def choose_designs(scenario: Scenario, text: str | None, file: str) -> tuple[str
     return asked
 
 
-def _choose_place(place: str) -> Any:
-    if place not in PLACES:
-        raise UserError("unknown placement", file="--place", found=place, allowed=PLACES)
+def choose_place(scenario: Scenario, place: str) -> str:
+    """Return a placement that the hosts of a scenario allow; `UserError` if it is none."""
+    fault = policy_fault(place, [host.name for host in scenario.hosts])
+    if fault:
+        raise UserError(fault, file="--place", found=place, allowed=POLICIES)
     return place
 
 
@@ -276,7 +281,7 @@ def _print(result: RunResult, output: Output, wall_s: float, waits: dict[str, li
     virtual_s = sum(design.end_ns for design in result.designs.values()) / NS_PER_S
     console.print(f"{virtual_s:.2f} s of virtual time in {wall_s:.2f} s")
     for design, found in waits.items():
-        for rank, each in enumerate(found):
+        for rank, each in enumerate(found if len(found) > 1 else ()):
             console.print(
                 f"{design}, worker {rank}: worked {each.busy_s:.2f} s, waited {each.queue_s:.2f} s for a "
                 f"processor and {each.peers_s:.2f} s ({each.peers_share:.0%}) for its peers"

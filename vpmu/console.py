@@ -56,8 +56,8 @@ class ProgressBars:
         self._bar.update(task, completed=at_ns, at=_speed(at_ns, monotonic() - started))
 
     def show_waits(self, design: str, waits: Sequence[Waits]) -> None:
-        """Show how much of its time each worker waited for the others."""
-        self._bar.update(self._task(design)[0], waits=waits_text(waits))
+        """Show vCPUs and stops, and how much of its time each worker waited for the others."""
+        self._bar.update(self._task(design)[0], waits=f"{work_text(waits)} {waits_text(waits)}".rstrip())
 
 
 @contextmanager
@@ -74,9 +74,15 @@ def progress_bars(until_ns: int) -> Iterator[ProgressBars]:
         yield ProgressBars(bar, until_ns)
 
 
+def work_text(waits: Sequence[Waits]) -> str:
+    """Say how many vCPUs all workers have, and how often a second their kernels stop."""
+    vcpus, stops = sum(each.vcpus for each in waits), sum(each.stops_per_s for each in waits)
+    return f"{vcpus:,} vCPUs, {stops:,.0f} stops/s"
+
+
 def waits_text(waits: Sequence[Waits]) -> str:
     """Say how much of its time each worker waited for its peers; of many, the least and the most."""
-    shares = [round(100 * each.peers_share) for each in waits]
+    shares = [round(100 * each.peers_share) for each in waits] if len(waits) > 1 else []
     if len(shares) <= MOST_WAITS_SHOWN:
         return "waits " + " ".join(f"{share} %" for share in shares) if shares else ""
     return f"{len(shares)} workers wait {min(shares)} to {max(shares)} %"

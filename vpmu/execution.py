@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from vpmu.errors import Interrupted, UserError
-from vpmu.options import Progress, RunOptions
+from vpmu.options import Drive, Progress, RunOptions
 from vpmu.records import KIND_KEPT_BY, RecordWriter
-from vpmu.results import DesignResult, RunResult, remove_perf_files
+from vpmu.results import CutOffRow, DesignResult, MachineRow, RunResult, remove_perf_files
 from vpmu.resume import design_directory, finish_design, finished_design
 
 if TYPE_CHECKING:
     from vpmu.actors.machine import Machine
     from vpmu.cluster.checkpoint import Keeper
+    from vpmu.cluster.watch import Waits, Watch
     from vpmu.kernels.jit import Arena
     from vpmu.perfdata.output import PerfOutput
     from vpmu.program import Program
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 _ENTRY_MODULES = tuple(f"vpmu.kernels.{name}" for name in ("advance", "boot", "fleet", "outside", "remote"))
 """Modules with kernels that runs call."""
 _KIND, _INTERVAL, _EXIT = 0xFF, 7, 8
+_BATCH_RECORDS = 4096
+"""Records that are put in order at once."""
+_TELL_S = 0.05
+"""Least time between two tellings of the progress."""
 _LOG = logging.getLogger(__name__)
 _SAMPLES = 4
 """Record kind of samples, which the profiles are made of: they are always logged."""
@@ -178,6 +184,7 @@ async def _run_design(
     from vpmu.collect import collect
     from vpmu.kernels.columns import R_KEEP
 
+    _check_guests(scenario, options)
     machine = build(scenario, name, programs)
     if (machine.moves or machine.reboots) and (options.messages or options.place == "spread"):
         problem = "VMs leave, move or hosts reboot here: this needs whole hosts, or shares with their vCPUs"
@@ -185,6 +192,8 @@ async def _run_design(
     machine.arena[R_KEEP] = kept_kinds(options)
     sink = _Sink(options, name, _open_perf(scenario, programs, machine, options))
     frames: dict[str, int] = {}
+    cut_off: list[CutOffRow] = []
+    machines: list[MachineRow] = []
     tell = options.on_waits
     on_waits = None if tell is None else lambda waits: tell(name, waits)
     complete = False
@@ -212,11 +221,15 @@ async def _run_design(
                 on_waits(outcome.waits)
             for line in outcome.refused:
                 _LOG.warning(line)
+        elif options.drive is not None:
+            cut_off = await _drive(options.drive, scenario, machine, sink, name, progress)
+        elif any(vm.image for vm in scenario.vms):
+            machines = await _drive_machines(scenario, machine, sink, name, progress, options)
         else:
-            with _watched(machine, options):
-                await _advance(machine, sink, name, progress)
+            with _watched(machine, options) as watch:
+                await _advance(machine, sink, name, progress, watch, on_waits)
         result = collect(machine, sink.samples)
-        result.frames = frames
+        result.frames, result.cut_off, result.machines = frames, cut_off, machines
         if options.out is not None:
             from vpmu.retired import write_truth
 
@@ -261,33 +274,118 @@ def _open_perf(
 
 
 @contextmanager
-def _watched(machine: Machine, options: RunOptions) -> Iterator[None]:
-    """Tell the figures of a run of one process, if that is asked for."""
+def _watched(machine: Machine, options: RunOptions) -> Iterator[Watch]:
+    """Tell the figures of a run of one process, if that is asked for; yield them."""
     from vpmu.actors.local import clock_ns
     from vpmu.cluster.watch import Watch, serving
 
     watch = Watch(lambda: clock_ns(machine), len(machine.vcpus), labels={"rank": "0"})
     watch.begin()
     with serving(watch, options.where.metrics, options.where.metrics_port):
-        yield
+        yield watch
 
 
-async def _advance(machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:
+class _Records:
+    """Takes the records of a machine in this process, stretch by stretch; tells how far it is."""
+
+    def __init__(self, machine: Machine, sink: _Sink, name: str, progress: Progress | None) -> None:
+        from vpmu.cluster.merge import InOrder
+
+        self._machine, self._sink, self._name, self._progress = machine, sink, name, progress
+        self._held = InOrder()
+        self._nr_held = 0
+        self._told_s = 0.0
+
+    def take(self, records: Arena) -> None:
+        """Take a stretch's; the array may be overwritten afterwards."""
+        from vpmu.actors.local import clock_ns, settled_ns
+
+        if not self._sink.writes:
+            self._sink.take(records)
+        elif len(records):
+            self._held.add(records)
+            self._nr_held += len(records)
+        # A guest outside the kernels makes stretches of a few records each.
+        if self._nr_held >= _BATCH_RECORDS:
+            self._sink.take(self._held.before(settled_ns(self._machine)))
+            self._nr_held = 0
+        if self._progress is not None and monotonic() >= self._told_s + _TELL_S:
+            self._progress(self._name, clock_ns(self._machine))
+            self._told_s = monotonic()
+
+    def close(self) -> None:
+        """Hand on what was held back: nothing can come any more."""
+        self._sink.take(self._held.before())
+
+
+async def _advance(
+    machine: Machine,
+    sink: _Sink,
+    name: str,
+    progress: Progress | None,
+    watch: Watch,
+    on_waits: Callable[[list[Waits]], None] | None,
+) -> None:
     """Advance a machine in this process; trio gets its turn after every kernel call."""
-    from vpmu.actors.local import clock_ns, settled_ns, steps
-    from vpmu.cluster.merge import InOrder
+    from vpmu.actors.local import steps
 
-    held = InOrder()
-    for records in steps(machine):
-        if sink.writes:
-            held.add(records)
-            sink.take(held.before(settled_ns(machine)))
-        else:
-            sink.take(records)
-        if progress is not None:
-            progress(name, clock_ns(machine))
+    records = _Records(machine, sink, name, progress)
+    for each in steps(machine):
+        watch.stops += 1
+        records.take(each)
+        if on_waits is not None:
+            on_waits([watch.waits()])
         await trio.lowlevel.checkpoint()
-    sink.take(held.before())
+    records.close()
+
+
+async def _drive(
+    drive: Drive,
+    scenario: Scenario,
+    machine: Machine,
+    sink: _Sink,
+    name: str,
+    progress: Progress | None,
+) -> list[CutOffRow]:
+    """Let a machine with guests outside the kernels be advanced; return who was cut off."""
+    records = _Records(machine, sink, name, progress)
+    cut_off = await drive(scenario, machine, records.take)
+    records.close()
+    return cut_off
+
+
+async def _drive_machines(
+    scenario: Scenario,
+    machine: Machine,
+    sink: _Sink,
+    name: str,
+    progress: Progress | None,
+    options: RunOptions,
+) -> list[MachineRow]:
+    """Advance a machine some of whose guests execute images; return what became of these."""
+    from vpmu.machine import require_extra
+
+    require_extra()
+    from vpmu.machine.drive import drive_machines
+
+    records = _Records(machine, sink, name, progress)
+    consoles = None if options.out is None else options.out / name
+    machines = await drive_machines(scenario, machine, records.take, consoles)
+    records.close()
+    return machines
+
+
+def _check_guests(scenario: Scenario, options: RunOptions) -> None:
+    """Raise UserError if a scenario has guests that this way of running it cannot have."""
+    images = [vm.name for vm in scenario.vms if vm.image]
+    spread = options.workers > 1 or options.messages or bool(options.where.scheduler)
+    if images and (spread or options.every_s is not None or options.drive is not None):
+        problem = f'VM "{images[0]}" executes an image: all of its run is in one process, without checkpoints'
+        raise UserError(problem, file="scenario", key=f"vm.{images[0]}.image")
+    remote = [vm.name for vm in scenario.vms if vm.remote]
+    if remote and options.drive is None:
+        problem = f'VM "{remote[0]}" is remote: `vpmu serve` runs such a scenario'
+        raise UserError(problem, file="scenario", key=f"vm.{remote[0]}.remote")
 
 
 async def run(scenario: Scenario | str | Path, **choices: Any) -> RunResult:

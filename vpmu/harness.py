@@ -177,6 +177,25 @@ class Vcpu:
         """Execute RDPMC; return the value."""
         return (await self._access(int(ACCESS_RDPMC), index, 0)).value
 
+    async def kvm_get_msr(self, msr: int) -> int:
+        """Read a register as the host does for a migration (KVM_GET_MSRS); GeneralProtection if it cannot."""
+        with self._as_host():
+            return await self.rdmsr(msr)
+
+    async def kvm_set_msr(self, msr: int, value: int) -> None:
+        """Write a register as the host does (KVM_SET_MSRS): GLOBAL_STATUS, too, and counters in full."""
+        with self._as_host():
+            await self.wrmsr(msr, value)
+
+    @contextmanager
+    def _as_host(self) -> Iterator[None]:
+        at = self._entry.offset + int(col.V_HOST)
+        self.host.arena[at] = 1
+        try:
+            yield
+        finally:
+            self.host.arena[at] = 0
+
     async def emulate(self, *, branch: bool = False) -> None:
         """Execute an instruction that the hypervisor emulates, as after the forced-emulation prefix."""
         retires = RETIRES_INSTRUCTION | (RETIRES_BRANCH if branch else U64(0))

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from vpmu.cluster.watch import Waits
 from vpmu.cluster.where import HERE, Where
 from vpmu.records import DEFAULT_KEEP
 
 if TYPE_CHECKING:
-    from vpmu.results import RunResult
+    from vpmu.actors.machine import Machine
+    from vpmu.kernels.jit import Arena
+    from vpmu.results import CutOffRow, RunResult
     from vpmu.scenario import Scenario
 
 DEFAULT_DESIGNS: Final = ("legacy", "optimized")
-PLACES: Final = ("packed", "spread")
 
 Progress = Callable[[str, int], None]
 """Called with a design's name and how far its virtual time has come, ns."""
+Drive = Callable[["Scenario", "Machine", Callable[["Arena"], None]], Awaitable["list[CutOffRow]"]]
+"""Advances a machine some of whose guests are outside the kernels, and hands its records on."""
 OnWaits = Callable[[str, list[Waits]], None]
 """Called with a design's name and where the time of each of its processes went so far."""
 
@@ -36,7 +39,7 @@ class RunOptions:
     workers : int
         Processes.
     place : str
-        ``packed`` puts a host into one process, ``spread`` puts its physical CPUs, host perf and vCPUs apart.
+        What goes where: one of `vpmu.cluster.placement.POLICIES`.
     messages : bool
         Message mode: every access, request and PMI is a message.
     out : Path, optional
@@ -51,11 +54,13 @@ class RunOptions:
         Write checkpoints into `out`, at most so much wall time apart, and go on from those that are there.
     on_waits : callable, optional
         Told where the time of each process goes, while the run goes on and at its end.
+    drive : callable, optional
+        Advances the machine instead of the kernels alone, in this process; returns who was cut off.
     """
 
     designs: tuple[str, ...] = DEFAULT_DESIGNS
     workers: int = 1
-    place: Literal["packed", "spread"] = "packed"
+    place: str = "packed"
     messages: bool = False
     out: Path | None = None
     keep: frozenset[str] = DEFAULT_KEEP
@@ -63,6 +68,7 @@ class RunOptions:
     where: Where = HERE
     every_s: float | None = None
     on_waits: OnWaits | None = None
+    drive: Drive | None = None
 
 
 Executor = Callable[["Scenario", RunOptions, Progress | None], Awaitable["RunResult"]]

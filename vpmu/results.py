@@ -170,6 +170,28 @@ class StoodStillRow(Struct, kw_only=True):
     events: int
 
 
+class CutOffRow(Struct, kw_only=True):
+    """A remote guest that the host did not go on with: when it halted for ever, and why."""
+
+    vm: str
+    vcpu: int
+    at_ns: int
+    reason: str
+
+
+class MachineRow(Struct, kw_only=True):
+    """A machine guest: how it ended, what it retired, how late it noticed overflows, its console's hash."""
+
+    vm: str
+    end: str
+    instructions: int
+    branches: int
+    pmis: int
+    overflows: int
+    late_most: int
+    console_sha256: str
+
+
 class DesignResult(Struct, kw_only=True):
     """A run of one design."""
 
@@ -185,6 +207,9 @@ class DesignResult(Struct, kw_only=True):
     accounting: dict[str, int] = field(default_factory=dict)
     host: dict[str, int] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
+    cut_off: list[CutOffRow] = field(default_factory=list)
+    machines: list[MachineRow] = field(default_factory=list)
+    """Both are in ``summary.json`` of runs that have any."""
     frames: dict[str, int] = field(default_factory=dict)
     """Frames between processes by kind; they depend on where the run was, and are not in ``summary.json``."""
 
@@ -282,6 +307,9 @@ def summary_bytes(result: RunResult) -> bytes:
     content = msgspec.to_builtins(result, enc_hook=_plain)
     for design in content["designs"].values():
         del design["frames"]
+        for rows in ("cut_off", "machines"):
+            if not design[rows]:
+                del design[rows]
     return json_bytes(content)
 
 

@@ -77,6 +77,12 @@ def design_notes(design: DesignResult) -> Iterator[str]:
     """Yield lines on what a table has no place for: threads that did not finish."""
     if design.unfinished:
         yield f"{design.design}: not finished by {format_ns(design.until_ns)}: {', '.join(design.unfinished)}"
+    for machine in design.machines:
+        retired = f"{machine.instructions:,} instructions, {machine.pmis} PMIs"
+        yield f"{design.design}: {machine.vm}: {machine.end}; {retired}"
+    for guest in design.cut_off:
+        where = f"{guest.vm}, vCPU {guest.vcpu}"
+        yield f"{design.design}: {where} was cut off at {guest.at_ns} ns: {guest.reason}"
 
 
 def action_table(design: DesignResult) -> Table:

@@ -19,6 +19,7 @@ from vpmu.kernels.columns import (
     P_NOW,
     P_RESCHED,
     P_TICKED,
+    V_HOST,
     V_OPERATION,
     V_REGISTER,
     V_RULES,
@@ -83,7 +84,7 @@ def access_kernel(
             outcome, value, ns, stop = rdpmc(s, v, p, register, U0, now)
         else:
             outcome, value, ns, stop = OK, U0, vcpu_cost(s, v, COST_MSR_INTERCEPT), STOP_NONE
-        if intercepts and s[v + V_RULES] & RULE_EMULATED != U0 and outcome == OK:
+        if intercepts and s[v + V_RULES] & RULE_EMULATED != U0 and outcome | s[v + V_HOST] == OK:
             retires = register if operation > ACCESS_RDPMC else RETIRES_INSTRUCTION
             _, _, more, later = trigger_event(s, v, p, retires, s[g + G_LEVEL], now)
             ns += more

@@ -23,6 +23,7 @@ from vpmu.kernels.columns import (
     V_GLOBAL_STATUS,
     V_GLOBAL_VALID,
     V_HAS_EVENT,
+    V_HOST,
     V_ID,
     V_INDEX,
     V_LVTPC,
@@ -221,14 +222,15 @@ def check_write(
             _filter(s, v, slot, value)
         return REGISTER_EVENTSEL, slot, value
     if msr - PMC0 < s[v + V_NR_GP]:
-        return REGISTER_COUNTER, msr - PMC0, sign_extend32(value, s[v + V_MASK])
+        word = sign_extend32(value, s[v + V_MASK])
+        return REGISTER_COUNTER, msr - PMC0, word if s[v + V_HOST] == U0 else value & s[v + V_MASK]
     if msr == FIXED_CTR_CTRL:
         if s[v + V_FIXED_CTRL] == value:
             return (REGISTER_NOTHING if s[v + V_VERSION] >= U2 else REGISTER_BAD), U0, value
         return (REGISTER_FIXED_CTRL if value & s[v + V_FIXED_RESERVED] == U0 else REGISTER_BAD), U0, value
     if msr - FIXED_CTR0 < s[v + V_NR_FIXED]:
         word = value & s[v + V_MASK]
-        if s[v + V_RULES] & RULE_FIXED_FULL == U0:
+        if s[v + V_RULES] & RULE_FIXED_FULL == U0 and s[v + V_HOST] == U0:
             word = sign_extend32(value, s[v + V_MASK])
         return REGISTER_COUNTER, FIXED_SLOT + (msr - FIXED_CTR0), word
     if msr - FULL_PMC0 < s[v + V_NR_GP]:
@@ -253,15 +255,37 @@ def _check_other(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> np
         valid = s[v + V_GLOBAL_VALID] | STATUS_COND_CHANGED | STATUS_DS_OVERFLOW
         if s[v + V_VERSION] < U2 or value & ~valid != U0:
             return REGISTER_BAD
+        if s[v + V_HOST] != U0:
+            s[v + V_OVF_CTRL] = value if s[v + V_RULES] & RULE_OVF_CTRL_ZERO == U0 else U0
+            return REGISTER_NOTHING
         s[v + V_GLOBAL_STATUS] &= ~value
         s[v + V_OVF_CTRL] = value if s[v + V_RULES] & RULE_OVF_CTRL_ZERO == U0 else U0
         return REGISTER_STATUS
     if msr == LVTPC:
         s[v + V_LVTPC] = value
         return REGISTER_NOTHING
+    if s[v + V_HOST] != U0 and _host_writes(s, v, msr, value):
+        return REGISTER_STATUS if msr == GLOBAL_STATUS else REGISTER_NOTHING
     if (msr == DEBUGCTL and value & ~U3 == U0) or _of_p6(msr):
         return REGISTER_NOTHING
     return REGISTER_BAD
+
+
+@kernel
+def _host_writes(s: Arena, v: np.uint64, msr: np.uint64, value: np.uint64) -> bool:
+    """Carry out a write that only the host can make: of GLOBAL_STATUS, or of PERF_CAPABILITIES."""
+    if msr == GLOBAL_STATUS:
+        valid = s[v + V_GLOBAL_VALID] | STATUS_COND_CHANGED | STATUS_DS_OVERFLOW
+        if s[v + V_VERSION] < U2 or (s[v + V_RULES] != U0 and value & ~valid != U0):
+            return False
+        s[v + V_GLOBAL_STATUS] = value
+        return True
+    if msr == PERF_CAPABILITIES and s[v + V_RULES] & RULE_CAPABILITIES != U0:
+        if value & ~CAPABILITIES_FULL_WIDTH != U0:
+            return False
+        s[v + V_CAPABILITIES] = value
+        return True
+    return False
 
 
 @kernel

@@ -285,7 +285,7 @@ def perf_arguments(
         slot = index >> U8
         bumped = (s[v + _BUMPED] >> slot) & U1
         s[v + V_COUNTER + slot] = (s[v + V_COUNTER + slot] + bumped) & s[v + V_MASK]
-        s[p + P_CALL_VALUE] = U0 - s[v + V_COUNTER + slot]
+        s[p + P_CALL_VALUE] = (U0 - s[v + V_COUNTER + slot]) & s[v + V_MASK]
         s[p + P_CALL_CONFIG] = s[v + V_MASK]
     return OK, U0, U0, STOP_NONE
 

@@ -87,7 +87,7 @@ from vpmu.kernels.hardware import GP, OK, hw_eventsel, hw_fixed_ctrl, hw_global,
 from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE, CALL_UPDATE
 from vpmu.kernels.integers import U0, U1, U2, U8, lowest_bit
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
-from vpmu.kernels.msr import EVENTSEL_EN, FIXED_PMI, LVT_MASKED, changed_fields
+from vpmu.kernels.msr import EVENTSEL_EN, FIXED_PMI, GLOBAL_STATUS, LVT_MASKED, changed_fields
 from vpmu.kernels.perf.schedule import fixed_field, slot_bit
 
 DESCRIPTION = "RFC v2 of 2019: counters are allocated once and driven by KVM, saved and restored at switches"
@@ -313,7 +313,7 @@ def set_msr(
         ns += _write_counter(s, v, p, slot, word)
     elif what == REGISTER_STATUS:
         _pull_status(s, v, p)
-        s[v + V_GLOBAL_STATUS] &= ~value
+        s[v + V_GLOBAL_STATUS] = value if index == GLOBAL_STATUS else s[v + V_GLOBAL_STATUS] & ~value
     return _result(s, v, p, ns)
 
 

@@ -18,6 +18,7 @@ from vpmu.kernels.columns import (
     G_STILL,
     G_TIMER_AT,
     G_VALUE,
+    G_VCPU,
     G_WATCH,
     HW_LVTPC,
     O_COMPLETE,
@@ -28,18 +29,17 @@ from vpmu.kernels.columns import (
     O_RESULT,
     O_TOTAL,
     P_INTERCEPTS,
-    P_NOW,
     T_FRESH,
     T_STILL,
     TOTALS,
     V_LVTPC,
+    V_PCPU,
     W_CPL,
     W_KIND,
     W_RETIRED,
     WATCH_COLUMNS,
 )
 from vpmu.kernels.guest.driver import note
-from vpmu.kernels.guest.step import GUEST_RUN, guest_complete
 from vpmu.kernels.guest.truth import truth_runs, truth_still
 from vpmu.kernels.integers import U0, U1, U2
 from vpmu.kernels.jit import U64, Arena, kernel
@@ -55,47 +55,41 @@ _WATCH = U64(WATCH_COLUMNS)
 def outside_resume(
     s: Arena,
     log: Arena,
-    p: np.uint64,
-    v: np.uint64,
     g: np.uint64,
+    now: np.uint64,
     complete: bool,
     outcome: np.uint64,
     value: np.uint64,
-    inject: bool,
-) -> np.uint64:
-    """Enter a guest that decides elsewhere: keep the result of its access, and a PMI, until it is asked.
+    nmi: bool,
+) -> None:
+    """Keep what a guest that is entered has to be told until it is asked: its access's result, and a PMI.
 
     Parameters
     ----------
     s, log : uint64[n]
         The arena and the log.
-    p, v, g : uint64
-        Offsets of the physical CPU's, the vCPU's and the guest's row.
+    g : uint64
+        Offset of the guest's row.
+    now : uint64, ns
     complete : bool
         Whether its access is done: with ``outcome`` (OK or GP) and ``value``.
-    inject : bool
+    nmi : bool
         Whether a PMI is delivered.
-
-    Returns
-    -------
-    uint64
-        GUEST_RUN: what it wants, it says when it is asked.
     """
     o = s[g + G_OUTSIDE]
-    now = s[p + P_NOW]
     if complete:
-        guest_complete(s, log, g, now, outcome, value)
         s[o + O_COMPLETE] = U1
         s[o + O_FAULT] = outcome
         s[o + O_RESULT] = value
         s[o + O_COST_NS] = now - s[g + G_ACCESSED_AT]
-    if inject:
+    if nmi:
+        v = s[g + G_VCPU]
+        p = s[v + V_PCPU]
         lvtpc = s[v + V_LVTPC] if s[p + P_INTERCEPTS] != U0 else s[p + HW_LVTPC]
         s[o + O_PMI] = U1
         s[o + O_LVTPC] = lvtpc & ~LVT_MASKED
         s[g + G_PMIS] += U1
         note(s, log, g, RECORD_PMI, now, U0, U0)
-    return GUEST_RUN
 
 
 @kernel

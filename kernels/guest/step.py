@@ -21,6 +21,7 @@ from vpmu.kernels.columns import (
     G_MICRO_EVENT,
     G_NMI_QUEUE,
     G_OPERATION,
+    G_OUTSIDE,
     G_QUEUE,
     G_REGISTER,
     G_RESCHED,
@@ -32,6 +33,7 @@ from vpmu.kernels.columns import (
     G_STREAM_OPEN,
     G_TIMER_AT,
     G_VALUE,
+    G_VCPU,
     Q_COUNT,
     R_ACCESSES,
     R_LOG_CAPACITY,
@@ -41,6 +43,7 @@ from vpmu.kernels.columns import (
     TH_CURSOR,
     TH_END,
     TH_TYPE,
+    V_HOST,
 )
 from vpmu.kernels.guest.code import run_code
 from vpmu.kernels.guest.driver import (
@@ -53,6 +56,7 @@ from vpmu.kernels.guest.driver import (
 )
 from vpmu.kernels.guest.due import follow_event, follow_events
 from vpmu.kernels.guest.notes import work_ends
+from vpmu.kernels.guest.outside import outside_resume
 from vpmu.kernels.guest.sessions import close_session
 from vpmu.kernels.guest.threads import THREAD_REPLAY
 from vpmu.kernels.guest.truth import (
@@ -201,9 +205,15 @@ def guest_resume(
     value: np.uint64,
     nmi: bool,
 ) -> np.uint64:
-    """Enter the guest: hand it the result of its access, and an NMI; then as guest_poll()."""
+    """Enter the guest: hand it the result of its access, and an NMI; then as guest_poll().
+
+    One that decides outside the kernels says what it wants when it is asked.
+    """
     if complete:
         guest_complete(s, log, g, now, outcome, value)
+    if s[g + G_OUTSIDE] != U0:
+        outside_resume(s, log, g, now, complete, outcome, value, nmi)
+        return GUEST_RUN
     if nmi:
         deliver_nmi(s, log, g, now)
     return guest_poll(s, log, g, now)
@@ -344,7 +354,7 @@ def guest_complete(
             _rdpmc_compare(s, g, register, value)
     else:
         action = _follow(s, g, register, word, writes, ok)
-    if ok and s[g + G_EMULATED] != U0:
+    if ok and s[g + G_EMULATED] != U0 and s[s[g + G_VCPU] + V_HOST] == U0:
         truth_emulated(s, g, retires)
     if operation != ACCESS_EMULATE:
         record_action(s, action, cost)

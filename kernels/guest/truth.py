@@ -18,6 +18,7 @@ from vpmu.kernels.columns import (
     G_MASK,
     G_OUTSIDE,
     G_STILL,
+    G_VCPU,
     O_TOTAL,
     R_KINDS,
     T_ARMED,
@@ -42,6 +43,7 @@ from vpmu.kernels.columns import (
     TH_CURSOR,
     TH_PROGRAM,
     TOTALS,
+    V_HOST,
 )
 from vpmu.kernels.designs.filter import filter_allows, filter_allows_fixed
 from vpmu.kernels.events import (
@@ -273,8 +275,12 @@ def truth_ovf_ctrl(s: Arena, g: np.uint64, value: np.uint64) -> None:
 
 @inlined
 def truth_counter(s: Arena, g: np.uint64, slot: np.uint64, value: np.uint64) -> None:
-    """Follow a write of a counter; by its old number a general-purpose one takes 32 bits, sign-extended."""
-    word = value if slot >= FIXED_SLOT else ((value & MASK32) ^ _SIGN) - _SIGN
+    """Follow a write of a counter.
+
+    By its old number a general-purpose one takes 32 bits of the guest's word, sign-extended.
+    """
+    full = slot >= FIXED_SLOT or s[s[g + G_VCPU] + V_HOST] != U0
+    word = value if full else ((value & MASK32) ^ _SIGN) - _SIGN
     _count_written(s, g, slot, word & s[g + G_MASK])
 
 

@@ -8,9 +8,8 @@ from msgspec.structs import replace
 
 from tests.cluster.machines import machine_of, scenario_text
 from vpmu.actors.actor import UnexpectedMessage
+from vpmu.actors.call_words import CALL_END, CALL_FIRST, CallWords
 from vpmu.actors.host_perf import (
-    CALL_END,
-    CALL_FIRST,
     GiveRows,
     HostPerf,
     Passed,
@@ -30,7 +29,7 @@ from vpmu.actors.vcpu import Go, Resume, Retired, VCpu, VcpuRows, WantRows, Watc
 from vpmu.actors.vm import Vm
 from vpmu.kernels import columns as col
 from vpmu.kernels.guest.step import GUEST_HALT, GUEST_RUN
-from vpmu.kernels.host.perf import CALL_TASK_IN
+from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE, CALL_TASK_IN, CALL_TASK_OUT, CALL_TOOL_OPEN
 from vpmu.kernels.jit import U64
 from vpmu.kernels.log import RECORD_ACCESS, RECORD_SWITCH
 
@@ -130,20 +129,58 @@ def test_a_share_gives_its_own_rows(perf: HostPerf, machine: Machine):
         perf.handle(perf.address, ShareRows(FIRST, 3_000_000, [(machine.pcpus[1].offset, row)]))
 
 
-@pytest.mark.parametrize("column", ["P_CALL", "P_CALL_VCPU", "P_CALL_SLOT"])
-def test_host_perf_refuses_a_call_that_is_none(perf: HostPerf, machine: Machine, column: str):
+NO_CALLS = {
+    "no such call": ({"P_CALL": 12}, "calls 12 for"),
+    "nobody's": ({"P_CALL_VCPU": 0xEEEE}, "calls 5 for 61166"),
+    "a slot that there is not": ({"P_CALL_SLOT": 0xEEEE}, "says that word 6 of a call is 0xeeee"),
+    "an event that there is not": ({"P_CALL": int(CALL_RELEASE)}, "calls 2 for"),
+    "a counter that a vPMU has not": (
+        {"P_CALL": int(CALL_CREATE), "P_CALL_SLOT": 7},
+        "calls 1 for .*slot 7: there is none",
+    ),
+    "out before in": ({"P_CALL": int(CALL_TASK_OUT)}, "calls 6 for"),
+    "a vCPU as a tool": ({"P_CALL": int(CALL_TOOL_OPEN)}, "calls 10 for"),
+    "a status bit that cannot be cleared": ({"HW_GLOBAL_STATUS": 1 << 7}, "says that word 37"),
+    "more counters": ({"HW_NR_GP": 8}, "speaks of another call, or another CPU"),
+    "another time": ({"P_NOW": 77}, "calls at 77 ns, in a message of 0 ns"),
+}
+
+
+def call_of(machine: Machine, **changed: int) -> bytes:
+    """Return the words of the first physical CPU's call to switch the first vCPU in, some of them changed."""
     p = machine.pcpus[0].offset
-    machine.arena[p + int(col.P_CALL)] = CALL_TASK_IN
-    machine.arena[p + int(col.P_CALL_VCPU)] = machine.vcpus[0].offset
     words = machine.arena[p + CALL_FIRST : p + CALL_END].copy()
-    ((to, reply),) = perf.handle(perf.address, PerfRequest(FIRST, 0, words.tobytes()))
+    right = {"P_CALL": int(CALL_TASK_IN), "P_CALL_VCPU": machine.vcpus[0].offset}
+    for name, value in (right | changed).items():
+        words[int(getattr(col, name)) - CALL_FIRST] = value
+    return words.tobytes()
+
+
+@pytest.mark.parametrize("name", NO_CALLS)
+def test_host_perf_refuses_a_call_that_is_none(perf: HostPerf, machine: Machine, name: str):
+    changed, message = NO_CALLS[name]
+    before = machine.arena.copy()
+    with pytest.raises(UnexpectedMessage, match=f"physical_cpu 0 {message}"):
+        perf.handle(perf.address, PerfRequest(FIRST, 0, call_of(machine, **changed)))
+    assert (machine.arena == before).all()
+    ((to, reply),) = perf.handle(perf.address, PerfRequest(FIRST, 0, call_of(machine)))
     assert to == FIRST
     assert isinstance(reply, PerfReply)
-    words[int(getattr(col, column)) - CALL_FIRST] = 0xEEEE
-    with pytest.raises(UnexpectedMessage, match=r"physical_cpu 0 calls [0-9]+ for [0-9]+, slot [0-9]+"):
-        perf.handle(perf.address, PerfRequest(FIRST, 0, words.tobytes()))
+
+
+def test_host_perf_refuses_another_hosts_physical_cpu(perf: HostPerf, machine: Machine):
     with pytest.raises(UnexpectedMessage, match="physical_cpu 9 is not a physical CPU of host_perf 0"):
-        perf.handle(perf.address, PerfRequest(physical_cpu(9), 0, words.tobytes()))
+        perf.handle(perf.address, PerfRequest(physical_cpu(9), 0, call_of(machine)))
+
+
+def test_an_answer_has_counters_that_there_are_and_is_to_the_question(machine: Machine):
+    p = machine.pcpus[0].offset
+    machine.arena[p + CALL_FIRST : p + CALL_END] = np.frombuffer(call_of(machine), np.uint64)
+    calls = CallWords(machine.arena)
+    calls.check_reply(host_perf(0), p, call_of(machine))
+    for changed, message in (({"P_GRANT": 11}, "grants counters"), ({"P_CALL": 1}, "speaks of another call")):
+        with pytest.raises(UnexpectedMessage, match=f"host_perf 0 {message}"):
+            calls.check_reply(host_perf(0), p, call_of(machine, **changed))
 
 
 @pytest.fixture

@@ -98,10 +98,11 @@ def test_a_kill_at_any_time_changes_no_byte(seed: int, expected: dict[str, bytes
     run = start(tmp_path / "out")
     killed = moment(run, tmp_path / "out", draw) and run.kill(draw.randrange(2))
     status, said = run.end()
-    # A worker that is killed when it has handed in its part is not missed.
+    print(f"{moment.__name__}, killed: {killed}; the run said: {said}")  # for pytest -rP
     assert status == 0, said
-    assert killed if moment is not at_the_end else True
-    assert ("lost" in said) == killed or moment is at_the_end, said
+    assert killed or moment is at_the_end
+    # Who is killed before he has a rank is started anew, and who has handed in his part is not missed.
+    assert ("lost" in said) == killed or moment in (while_starting, at_the_end), said
     assert files_of(tmp_path / "out") == expected
 
 

@@ -5,7 +5,8 @@ frames all the time, and they have to arrive, complete and in order. Meanwhile c
 
 - strangers' messages over sockets, under every kind of routing id that is not of this run, and raw bytes;
 - frames under the rank's own routing id that are not the due one: they have to be named, and change nothing;
-- the due frame with any payload for the actors of the machine: taken or named, never anything else.
+- the due frame with any payload for the actors of the machine: taken or named, never anything else;
+- calls to host perf and its answers, of which some words are wrong, whatever came before.
 
 Memory is measured after a tenth of the frames and at the end.
 """
@@ -28,11 +29,15 @@ import trio
 import zmq
 
 from tests.cluster.machines import machine_of, scenario_text
+from vpmu.actors.call_words import CALL_END, CALL_FIRST
+from vpmu.actors.machine import Machine
+from vpmu.actors.messages import host_perf, physical_cpu
 from vpmu.cluster import proto
 from vpmu.cluster.errors import RemoteProtocolError
 from vpmu.cluster.hub import Hub
 from vpmu.cluster.link import local_endpoint
 from vpmu.cluster.proto import Frame, Header, Kind
+from vpmu.kernels.columns import P_CALL, P_NOW, SLOTS
 
 RUN, ATTEMPT = 0xFEED_0123_4567_89AB, 2
 GOOD = proto.routing_id(RUN, ATTEMPT, 1)
@@ -49,6 +54,7 @@ STRANGERS = (
 BURST = 200
 """Messages a stranger sends between two turns of the hub: fewer than ZeroMQ holds."""
 SEED = 20190000
+_CALL = int(P_CALL) - CALL_FIRST
 
 
 class Frames:
@@ -86,6 +92,21 @@ class Frames:
         )
         payload = [self.word() for _ in range(count * words)]
         return proto.encode(header, np.array(payload, np.uint64).reshape(count, words))
+
+    def wrong_call(self, machine: Machine, sequence: int) -> bytes:
+        """Return a physical CPU's call to host perf, as its row has it but for some words."""
+        draw = self._random
+        pcpu = draw.choice(machine.pcpus)
+        row = machine.arena[pcpu.offset + CALL_FIRST : pcpu.offset + CALL_END].copy()
+        row[_CALL] = draw.randrange(1, 12)
+        row[_CALL + 1] = draw.choice([0, *(vcpu.offset for vcpu in machine.vcpus_of(pcpu.host))])
+        row[_CALL + 2] = draw.randrange(SLOTS)
+        for _ in range(draw.choice((0, 1, 1, 2, 5))):
+            row[draw.randrange(row.size)] = draw.choice((self.word(), 1 << draw.randrange(64)))
+        ends = physical_cpu(pcpu.index).number, host_perf(pcpu.host).number
+        at_ns = int(machine.arena[pcpu.offset + int(P_NOW)])
+        header = Header(Kind.PERF_REQUEST, RUN, sequence, at_ns, ATTEMPT, *ends, 0, 1, 1, row.size, 0)
+        return proto.encode(header, row.reshape(1, -1))
 
     def bad(self, sequence: int) -> bytes:
         """Return a frame that is not the one due under `sequence`."""
@@ -139,22 +160,25 @@ def resident_kib() -> int:
 
 
 class Target:
-    """The live hub of rank 0, whose handlers are a seat's, and rank 1, which is good."""
+    """The live hub of a rank, whose handlers are a seat's, and its peer, which is good.
 
-    def __init__(self) -> None:
+    Rank 0 has the physical CPUs and the guests, rank 1 host perf.
+    """
+
+    def __init__(self, rank: int = 0) -> None:
         from vpmu.cluster.roles import assign
         from vpmu.cluster.seat import Seat
 
         self.machine = machine_of(scenario_text(3, "5 ms", [(2, 2, 2)]), "optimized")
-        self.hub = Hub(local_endpoint("tcp"), run=RUN, attempt=ATTEMPT, rank=0)
-        self.peer = Hub(local_endpoint("tcp"), run=RUN, attempt=ATTEMPT, rank=1)
+        self.hub = Hub(local_endpoint("tcp"), run=RUN, attempt=ATTEMPT, rank=rank)
+        self.peer = Hub(local_endpoint("tcp"), run=RUN, attempt=ATTEMPT, rank=1 - rank)
         roles = assign(self.machine, 2, "packed", True)
-        self.seat = Seat(self.hub, 0, self.machine, roles)
+        self.seat = Seat(self.hub, rank, self.machine, roles)
         self.hub.on_kind(Kind.BENCH, self._on_good)
         self.heard = 0
-        self.hub.connect(0, self.hub.endpoint)
-        self.hub.connect(1, self.peer.endpoint)
-        self.peer.connect(0, self.hub.endpoint)
+        self.hub.connect(rank, self.hub.endpoint)
+        self.hub.connect(1 - rank, self.peer.endpoint)
+        self.peer.connect(rank, self.hub.endpoint)
         self.actors = [address.number for address in roles.rank_of]
 
     def _on_good(self, frame: Frame) -> None:
@@ -203,6 +227,7 @@ async def fuzz(nr_frames: int, seed: int = SEED) -> Report:
             nursery.cancel_scope.cancel()
         context.destroy(linger=0)
     _any_payload(frames, report, max(nr_frames // 20, 500), seed)
+    _wrong_calls(frames, report, max(nr_frames // 40, 500))
     report.good, report.refused = target.heard, target.hub.statistics().refused
     report.seconds = time.monotonic() - started
     assert report.refused >= report.sent["strangers'"]
@@ -269,6 +294,24 @@ def _any_payload(frames: Frames, report: Report, nr_frames: int, seed: int) -> N
             except RemoteProtocolError:
                 report.named["named by an actor"] += 1
         report.sent["with any payload"] += nr_frames
+    finally:
+        target.close()
+
+
+def _wrong_calls(frames: Frames, report: Report, nr_frames: int) -> None:
+    """Hand host perf calls, right but for some words: it takes or names them, and does not hang."""
+    target = Target(rank=1)
+    try:
+        for number in range(nr_frames):
+            if number % 1000 == 0:
+                target.close()
+                target = Target(rank=1)
+            try:
+                target.hub._dispatch(proto.decode(frames.wrong_call(target.machine, number)))
+                report.named["calls taken"] += 1
+            except RemoteProtocolError:
+                report.named["calls named"] += 1
+        report.sent["wrong calls"] += nr_frames
     finally:
         target.close()
 

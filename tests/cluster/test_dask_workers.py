@@ -18,7 +18,7 @@ from tests.cluster.test_workers import small
 from tests.processes import untraced
 from vpmu.cli import main
 from vpmu.cluster.certificates import write_certificates
-from vpmu.cluster.dask_workers import check_reach, choose, client_of, opener
+from vpmu.cluster.dask_workers import check_reach, choose, client_of, opener, workers_of
 from vpmu.cluster.errors import GangError
 from vpmu.cluster.launcher import LocalWorkers, run_gang
 from vpmu.cluster.node import run_machine_on_workers
@@ -209,3 +209,39 @@ def test_insecure_is_said_first(capsys: pytest.CaptureFixture[str]):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("--insecure: links between processes run without CURVE")
     assert "nowhere.toml" in lines[1]
+
+
+@contextmanager
+def in_this_process(nr_workers: int) -> Iterator[Any]:
+    """Give a client of a scheduler and workers that are threads of this process."""
+    import distributed
+
+    quiet: Any = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    with (
+        distributed.LocalCluster(
+            n_workers=nr_workers,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            host="127.0.0.1",
+            scheduler_kwargs=quiet,
+            worker_dashboard_address=None,
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def test_every_worker_of_a_large_cluster_is_known_at_any_time():
+    """Dask's own client names five of them, and none for a moment every two seconds."""
+    with in_this_process(7) as client:
+        for _ in range(20):
+            client.sync(client._update_scheduler_info)
+            assert len(workers_of(client)) == 7
+
+
+def test_a_scheduler_that_is_gone_is_named():
+    with in_this_process(0) as client:
+        client.close()
+        with pytest.raises(GangError, match="the scheduler does not answer"):
+            workers_of(client)

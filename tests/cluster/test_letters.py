@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import trio
 
-from vpmu.actors.host_perf import CALL_END, CALL_FIRST, Passed, PerfReply, PerfRequest, Request, Waiting
+from vpmu.actors.call_words import CALL_END, CALL_FIRST
+from vpmu.actors.host_perf import Passed, PerfReply, PerfRequest, Request, Waiting
 from vpmu.actors.messages import Address, Message, host_perf, physical_cpu, vcpu
 from vpmu.actors.physical_cpu import VcpuComes
 from vpmu.actors.vcpu import Access, Go, Resume, Retired, WantRows, watch_bytes

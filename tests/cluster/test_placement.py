@@ -1,11 +1,11 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vpmu.actors.messages import ActorKind, host_perf, physical_cpu, vcpu
-from vpmu.cluster.placement import HostActors, Policy, place
+from vpmu.cluster.placement import HostActors, place
 
 
 @st.composite
@@ -15,7 +15,7 @@ def host_lists(draw: st.DrawFn):
         cpus = range(next_cpu, next_cpu + draw(st.integers(1, 9)))
         vcpus = range(next_vcpu, next_vcpu + draw(st.integers(0, 12)))
         pinned = {guest: draw(st.sampled_from(cpus)) for guest in vcpus if draw(st.booleans())}
-        hosts.append(HostActors(host, cpus, vcpus, pinned))
+        hosts.append(HostActors(host, cpus, vcpus, pinned, str(host)))
         next_cpu, next_vcpu = cpus.stop, vcpus.stop
     return hosts
 
@@ -27,10 +27,9 @@ def addresses(hosts: list[HostActors]):
         yield from map(vcpu, host.vcpus)
 
 
-@given(host_lists(), st.integers(1, 12), st.sampled_from(["packed", "spread"]))
-def test_every_actor_is_placed_once_and_always_alike(
-    hosts: list[HostActors], nr_workers: int, policy: Policy
-):
+@given(host_lists(), st.integers(1, 12), st.sampled_from(["packed", "spread", "split:2", "random:7"]))
+def test_every_actor_is_placed_once_and_always_alike(hosts: list[HostActors], nr_workers: int, policy: str):
+    assume(policy != "split:2" or len(hosts) > 2)
     placement = place(nr_workers, policy, hosts)
 
     assert set(placement.rank_of) == set(addresses(hosts))
@@ -68,6 +67,33 @@ def test_spread_keeps_the_roles_apart(hosts: list[HostActors], nr_workers: int):
         assert len({address.kind for address in placement.actors_of(rank)}) <= 1
 
 
+def test_split_divides_one_host_over_all_and_leaves_the_others_whole():
+    hosts = [HostActors(host, range(4 * host, 4 * host + 4), name=f"h{host}") for host in range(3)]
+    rank_of = place(2, "split:h1", hosts).rank_of
+    ranks = [[rank_of[physical_cpu(cpu)] for cpu in host.physical_cpus] for host in hosts]
+    assert ranks == [[0] * 4, [0, 0, 1, 1], [1] * 4]
+
+
+@given(host_lists(), st.integers(1, 12), st.integers(0, 2**64 - 1))
+def test_random_keeps_pinned_vcpus_beside_their_cpu_and_perf_beside_some_cpu(
+    hosts: list[HostActors], nr_workers: int, seed: int
+):
+    rank_of = place(nr_workers, f"random:{seed}", hosts).rank_of
+    for host in hosts:
+        assert rank_of[host_perf(host.host)] in {rank_of[physical_cpu(cpu)] for cpu in host.physical_cpus}
+        for guest, cpu in host.pinned.items():
+            assert rank_of[vcpu(guest)] == rank_of[physical_cpu(cpu)]
+
+
+def test_random_draws_differ_by_seed_and_scatter_about_half_of_the_hosts():
+    hosts = [HostActors(host, range(8 * host, 8 * host + 8)) for host in range(100)]
+    first, second = (place(4, f"random:{seed}", hosts).rank_of for seed in (1, 2))
+    assert first != second
+    scattered = sum(len({first[physical_cpu(cpu)] for cpu in host.physical_cpus}) > 1 for host in hosts)
+    # 100 draws of a half: 50, standard deviation 5.
+    assert 30 <= scattered <= 70
+
+
 def test_spread_over_fewer_workers_than_roles_goes_round_robin():
     rank_of = place(2, "spread", [HostActors(0, [0, 1], [0, 1, 2])]).rank_of
     assert {rank_of[physical_cpu(0)], rank_of[vcpu(2)]} == {0}
@@ -87,10 +113,12 @@ def test_spread_over_more_workers_divides_cpus_and_vcpus():
     [
         (0, "packed", [HostActors(0, [0])], "nr_workers is 0"),
         (1, "scattered", [HostActors(0, [0])], "expected one of packed, spread"),
+        (1, "random:x", [HostActors(0, [0])], "not a whole number"),
+        (1, "split:b", [HostActors(0, [0], name="a")], "unknown host"),
         (1, "packed", [HostActors(0, [0]), HostActors(1, [0])], "physical_cpu 0 appears twice"),
         (1, "packed", [HostActors(0, [0], [0], {0: 7})], "pinned to physical_cpu 7"),
     ],
 )
-def test_nonsense_is_named(nr_workers: int, policy: Policy, hosts: list[HostActors], message: str):
+def test_nonsense_is_named(nr_workers: int, policy: str, hosts: list[HostActors], message: str):
     with pytest.raises(ValueError, match=message):
         place(nr_workers, policy, hosts)

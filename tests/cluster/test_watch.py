@@ -16,7 +16,7 @@ from vpmu.cluster.node import run_machine_on_workers
 from vpmu.cluster.watch import Waits, Watch, serving
 from vpmu.cluster.where import Where
 from vpmu.command_cluster import metrics_of
-from vpmu.console import waits_text
+from vpmu.console import waits_text, work_text
 from vpmu.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,8 @@ def test_time_is_work_or_waiting():
     assert waits.peers_s < waits.busy_s
     watch._began = (wall - 10, busy, queue)  # as if nothing had been done for ten seconds
     assert watch.waits().peers_s == pytest.approx(10, abs=0.5)
-    assert Waits.of_words(*Waits(1.5, 0.25, 0.25).words()) == Waits(1.5, 0.25, 0.25)
+    assert Waits.of_words(*Waits(1.5, 0.25, 0.25, 7, 2).words()) == Waits(1.5, 0.25, 0.25, 7, 2)
+    assert Waits(1.5, 0.25, 0.25, 7, 2).stops_per_s == 3.5
     assert Waits(1.5, 0.25, 0.25).peers_share == 0.125
     assert Waits().peers_share == 0
 
@@ -109,6 +110,8 @@ async def test_every_process_of_a_run_tells_its_figures():
 def test_waits_in_a_line():
     assert waits_text([]) == ""
     assert waits_text([Waits(3, 0, 1), Waits(1, 0, 1)]) == "waits 25 % 50 %"
+    assert waits_text([Waits(1, 0, 1)]) == ""
+    assert work_text([Waits(1, 0, 1, 10, 600), Waits(1, 1, 2, 20, 600)]) == "1,200 vCPUs, 10 stops/s"
     assert waits_text([Waits(1, 0, 0)] * 8 + [Waits(1, 0, 3)]) == "9 workers wait 0 to 75 %"
 
 

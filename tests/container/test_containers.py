@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.container.machines import Builder, Container, Image, containers, cpu_seconds
+from tests.container.machines import ROOT, Builder, Container, Image, containers, cpu_seconds
+from vpmu.cli import main
 
 pytestmark = pytest.mark.container
 
@@ -131,12 +132,19 @@ def test_four_machines_give_the_bytes_of_one(cluster: dict[int, Container], expe
     assert digest(cluster, "four") == expected
 
 
-def test_a_fleet_on_four_machines_gives_the_bytes_of_one(cluster: dict[int, Container]):
-    for name, more in (("one", []), ("many", where(cluster))):
-        command = ["run", FLEET, "--design", "optimized", "--out", f"/out/{name}", "--quiet", *more]
-        status, said = cluster[RUN].run(*command)
+def test_a_fleet_on_four_machines_gives_the_bytes_of_one_outside(
+    cluster: dict[int, Container], tmp_path: Path
+):
+    """Both designs, migrations, tools; kernels compiled for this machine against the image's own."""
+    alone = tmp_path / "alone"
+    fleet = ["--design", "optimized", "--quiet"]
+    assert main(["run", str(ROOT / "examples/fleet/fleet.toml"), *fleet, "--out", str(alone)]) == 0
+    expected = json.loads((alone / "summary.json").read_text())["digest"]
+    placed = [*where(cluster), "--place", "random:4"]
+    for name, more in (("one", []), ("many", where(cluster)), ("anywhere", placed)):
+        status, said = cluster[RUN].run("run", FLEET, *fleet, "--out", f"/out/{name}", *more)
         assert (status, said) == (0, "")
-    assert digest(cluster, "one") == digest(cluster, "many")
+        assert digest(cluster, name) == expected
 
 
 def test_nobody_gets_in_without_the_keys(cluster: dict[int, Container]):

@@ -372,7 +372,7 @@ def test_designs_are_those_asked_for_or_the_hosts_own(scenario_file: Path, desig
         (
             "--place",
             "packd",
-            '--place: unknown placement "packd"; did you mean "packed"? (known: packed, spread)',
+            '--place: unknown placement "packd"; did you mean "packed"?',
         ),
         ("--keep", "sample", '--keep: unknown choice "sample"; did you mean "samples"?'),
         ("--seed", "-1", "{file}: key seed: must not be negative, found -1"),

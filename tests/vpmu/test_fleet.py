@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 
@@ -10,21 +11,32 @@ from vpmu.actors.local import run_machine
 from vpmu.build import build
 from vpmu.errors import UserError
 from vpmu.execution import execute
-from vpmu.kernels.columns import P_DESIGN
+from vpmu.kernels.columns import G_ID, P_DESIGN, R_KEEP
 from vpmu.kernels.designs.registry import design_names
+from vpmu.kernels.jit import Arena
+from vpmu.kernels.log import RECORD_SAMPLE
 from vpmu.options import RunOptions
 from vpmu.results import DesignResult
-from vpmu.scenario import load_scenario, moves
+from vpmu.scenario import Scenario, load_scenario, moves
 from vpmu.scenario.load import parse_scenario
 
 FLEET = Path(__file__).with_name("fleet.toml")
+STORM = """
+kind = "storm"
+at = "300 ms"
+vm = "web"
+duration = "50 ms"
+[[session]]
+tool = "record"
+cpu = true
+frequency = 2000
+"""
 TRAVELLER = "traveller"
 
 
-def run(workers: int = 1, design: str = "optimized", *overrides: str) -> DesignResult:
-    scenario = load_scenario(FLEET, list(overrides))
-    options = RunOptions(designs=(design,), workers=workers)
-    return trio.run(execute, scenario, options, None).designs[design]
+def run(workers: int = 1, place: str = "packed") -> DesignResult:
+    options = RunOptions(designs=("optimized",), workers=workers, place=place)
+    return trio.run(execute, load_scenario(FLEET, []), options, None).designs["optimized"]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +116,13 @@ def test_a_mistake_is_named_by_key(override: str, message: str):
         ('kind = "migrate"\nat = "1 s"\nvm = "traveller"', "event[0].to: at least one host"),
         ('kind = "drain"\nat = "1 s"\nhost = "older"', "event[0].host: unknown host"),
         ('kind = "reboot"\nat = "1 s"\nhost = "old.0"\nto = ["new"]', "event[0].to: does not go with"),
+        (STORM.replace("50 ms", "0 s"), "event[0].duration: must be at least 1"),
+        (STORM.partition("[[")[0], "event[0].session: at least one"),
+        (STORM.replace("web", "wib"), 'event[0].vm: unknown vm "wib"; did you mean "web"'),
+        (STORM + 'stop = "1 s"', "event[0].session[0].stop: a storm's at and duration say when"),
+        (STORM + 'name = "record"', 'event[0].session[0].name: a session of "large" is called so'),
+        (STORM.replace("cpu = true", 'thread = "job"'), 'event[0].session[0].thread: unknown thread "job"'),
+        (STORM + "events = " + str(["branches"] * 25), "event[0].session[0].events: vCPU 0 would have 27"),
     ],
 )
 def test_a_wrong_event_is_named_by_key(event: str, message: str):
@@ -173,10 +192,77 @@ def test_a_rebooted_host_has_the_other_design(until: str, design: str):
             assert design_names()[int(machine.arena[pcpu.offset + int(P_DESIGN)])] == design
 
 
-@pytest.mark.parametrize("workers", [2, 3, 5])
-def test_any_number_of_workers_gives_the_same_bytes(whole: DesignResult, workers: int):
+def in_a_storm(*overrides: str) -> Scenario:
+    """Return the fleet with a storm, and VMs beside it that are known by other names."""
+    raw = tomllib.loads(FLEET.read_text())
+    raw["event"].append(tomllib.loads(STORM))
+    thread = {"name": "work", "kind": "spin"}
+    raw["host"].append({"name": "alone", "cpus": 2})
+    raw["vm"].append({"name": "pinned", "host": "alone", "count": 3, "cpus": [1, 0], "thread": [thread]})
+    return parse_scenario(raw, overrides=list(overrides))
+
+
+def test_a_storm_hits_those_who_are_there():
+    """At 300 ms with 2 ms from one to the next: those who have come and not left at their turn."""
+    scenario = in_a_storm("event.4.every=2 ms")
+    at_ns = 300_000_000
+    for vm in scenario.vms:
+        if not vm.name.startswith("web."):
+            assert len(vm.sessions) == (2 if vm.name == TRAVELLER else 0)
+            continue
+        there = vm.start_ns <= at_ns and (vm.stop_ns is None or vm.stop_ns > at_ns)
+        assert len(vm.sessions) == 1 + there
+        if there:
+            session = vm.sessions[-1]
+            assert (vm.start_ns + session.start_ns, session.stop_ns) == (at_ns, session.start_ns + 50_000_000)
+            at_ns += 2_000_000
+    assert at_ns > 300_000_000 + 3 * 2_000_000
+
+
+def test_a_storm_changes_nobodys_place():
+    calm, stormy = load_scenario(FLEET, []), in_a_storm("event.4.vm=pinned.1")
+    assert [vm.name for vm in stormy.vms if vm.name.startswith("pinned")] == [
+        "pinned.0",
+        "pinned.1",
+        "pinned.2",
+    ]
+    assert [vm.cpus for vm in stormy.vms if vm.name.startswith("pinned")] == [(1,), (0,), (1,)]
+    assert [vm.name for vm in stormy.vms if vm.sessions and vm.name.startswith("pinned")] == ["pinned.1"]
+    others = [vm for vm in stormy.vms if not vm.name.startswith("pinned")]
+    assert others == list(calm.vms)
+
+
+def test_samples_of_a_storm_come_while_it_lasts():
+    scenario = in_a_storm("event.4.session.0.name=gale")
+    machine = build(scenario, "optimized")
+    machine.arena[R_KEEP] = 1 << int(RECORD_SAMPLE)
+    found: list[Arena] = []
+    run_machine(machine, lambda records: found.append(records.copy()))
+    of_storm = {
+        (int(machine.arena[entry.guest + int(G_ID)]), number)
+        for entry in machine.vcpus
+        for number, session in enumerate(entry.sessions)
+        if session.name == "gale"
+    }
+    # Word 7 of a sample has the session's number from bit 24 on.
+    samples = np.concatenate(found).tolist()
+    times = [at for _, at, actor, *_, last in samples if (actor, last >> 24 & 0xFF) in of_storm]
+    assert len(of_storm) > 3
+    # A vCPU that has a CPU for itself takes 2,000 samples a second: 100 in 50 ms; four share one here.
+    assert len(times) > 25 * len(of_storm) // 4
+    # perf stops when its vCPU is next scheduled in.
+    assert 300_000_000 <= min(times) <= max(times) < 375_000_000
+
+
+@pytest.mark.parametrize(
+    ("workers", "place"),
+    [(2, "packed"), (3, "packed"), (5, "packed"), (2, "split:old.1"), (3, "random:1")],
+)
+def test_any_number_of_workers_in_any_place_gives_the_same_bytes(
+    whole: DesignResult, workers: int, place: str
+):
     """Four hosts: with five workers one host lives in two processes."""
-    result = run(workers)
+    result = run(workers, place)
     assert result.digest == whole.digest
     assert result.host == whole.host
     assert result.counters == whole.counters

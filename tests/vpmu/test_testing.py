@@ -284,3 +284,26 @@ def test_a_design_of_one_file_is_for_tests_too(tmp_path: Path):
     done = user_pytest(tmp_path, str(test), "--vpmu-design", "absent.py")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "--vpmu-design: no design file absent.py" in done.stderr
+
+
+@pytest.mark.parametrize("design", ["legacy", "optimized"])
+@pytest.mark.parametrize("kvm", ["5.0", "7.0"])
+async def test_the_host_writes_what_the_guest_cannot(vpmu_host: MakeHost, design: str, kvm: str):
+    """KVM_SET_MSRS: counters take all 48 bits by their old numbers, GLOBAL_STATUS is stored, OVF_CTRL clears
+    nothing.
+    """  # fmt: skip
+    vcpu = vpmu_host(design, kvm=kvm).vcpu()
+    count = 0x1234_9ABC_DEF0
+    await vcpu.wrmsr(0xC1, count)
+    assert await vcpu.rdmsr(0xC1) == 0xFFFF_9ABC_DEF0
+    with pytest.raises(GeneralProtection):
+        await vcpu.wrmsr(0x38E, 1)
+    for counter in (0xC1, 0x309):
+        await vcpu.kvm_set_msr(counter, count)
+        assert await vcpu.kvm_get_msr(counter) == count
+    await vcpu.kvm_set_msr(0x38E, 5)
+    await vcpu.kvm_set_msr(0x390, 1)
+    assert await vcpu.rdmsr(0x38E) == 5
+    await vcpu.wrmsr(0x390, 1)
+    assert await vcpu.rdmsr(0x38E) == 4
+    assert_counts(vcpu)

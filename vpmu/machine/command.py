@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpmu.errors import UserError
+from vpmu.machine import require_extra
 from vpmu.scenario import Scenario, parse_scenario
 from vpmu.units import format_count, format_duration
 
@@ -93,7 +94,7 @@ def guest_command(command: GuestCommand) -> int:
     That is the value that the guest wrote to the debug-exit port, modulo 256; `EXIT_LIMIT` if it was stopped
     at its limit or halted for good, `EXIT_FAILED` after a triple fault or what the machine cannot do.
     """
-    _require_extra()
+    require_extra()
     from vpmu.build import build, load_programs
     from vpmu.collect import collect
     from vpmu.execution import register_designs
@@ -117,14 +118,6 @@ def guest_command(command: GuestCommand) -> int:
     summary = _summary(command, guest, end, result.digest)
     _print(summary, command)
     return status
-
-
-def _require_extra() -> None:
-    try:
-        import capstone  # noqa: F401
-        import unicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"vpmu guest needs the package {error.name}: pip install 'vpmu[machine]'") from None
 
 
 def guest_scenario(command: GuestCommand) -> Scenario:

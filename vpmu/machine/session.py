@@ -18,6 +18,7 @@ from vpmu.machine.machine import Machine, MachineConfig
 
 if TYPE_CHECKING:
     from vpmu.actors.machine import Machine as Rows
+    from vpmu.kernels.jit import Arena
     from vpmu.scenario import Scenario
 
 _HALT = int(GUEST_HALT)
@@ -106,9 +107,14 @@ class MachineGuests:
     def run(self, *, until_over: bool = True) -> None:
         """Advance the run to its end, or until every machine guest has come to its own."""
         while not self.outside.finished and not (until_over and self.over):
-            self.samples.add(self.outside.advance())
-            for guest in self.guests:
-                self._serve(guest)
+            self.samples.add(self.step())
+
+    def step(self) -> Arena:
+        """Go on until guests are asked, and let them answer; return the records of it, ``uint64[n, 8]``."""
+        records = self.outside.advance()
+        for guest in self.guests:
+            self._serve(guest)
+        return records
 
     @staticmethod
     def _serve(guest: Driven) -> None:

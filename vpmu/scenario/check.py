@@ -28,6 +28,7 @@ from vpmu.scenario.model import (
     Tool,
     Vm,
 )
+from vpmu.scenario.storm import fleets_of, storm_sessions
 from vpmu.schema import join
 
 _NAME = re.compile(r"[A-Za-z0-9_+@-]+")
@@ -101,11 +102,14 @@ def check_scenario(scenario: Scenario, file: str) -> None:
         _check_host(host, top.entry("host", index))
     for index, vm in enumerate(scenario.vms):
         _check_vm(vm, scenario, top.entry("vm", index))
+        _check_storms(vm, [vm.name], scenario, top)
     for index, tool in enumerate(scenario.tools):
         _check_tool(tool, scenario, top.entry("tool", index))
     check_groups_agree(scenario, top)
     for index in range(len(scenario.templates)):
-        _check_vm(template_as_vm(scenario, index), scenario, top.entry("template", index))
+        vm = template_as_vm(scenario, index)
+        _check_vm(vm, scenario, top.entry("template", index))
+        _check_storms(vm, fleets_of(scenario, vm.name), scenario, top)
     for index, fleet in enumerate(scenario.fleets):
         check_fleet(fleet, scenario, top.entry("fleet", index))
     for index, event in enumerate(scenario.events):
@@ -203,6 +207,17 @@ def _check_filter(found: EventFilter, place: _Place) -> None:
         if found.masked and entry & ~_MASKED_ENTRY:
             problem = f"a masked entry has the bits {_MASKED_ENTRY:#x} (umask mask, exclude, umask, event)"
             raise place.error(key, f"{problem}, found {entry:#x}")
+
+
+def _check_storms(vm: Vm, names: list[str], scenario: Scenario, top: _Place) -> None:
+    """Check the sessions of storms that a VM may be in, beside its own."""
+    taken = {session.name for session in vm.sessions}
+    for number, index, session in storm_sessions(scenario, names):
+        place = top.entry("event", number).entry("session", index)
+        _check_session(session, vm, scenario.host(vm.host), place)
+        if session.name in taken:
+            raise place.error("name", f'a session of "{vm.name}" is called so already,', found=session.name)
+        taken.add(session.name)
 
 
 def _check_cpus(cpus: tuple[int, ...], host: Host, place: _Place) -> None:

@@ -14,6 +14,7 @@ _KEYS: Final = {
     "migrate": {"vm", "to", "cpus", "every", "downtime"},
     "drain": {"host", "to", "every", "downtime"},
     "reboot": {"host", "design", "duration"},
+    "storm": {"vm", "every", "duration", "session"},
 }
 """Which keys go with which kind of event."""
 
@@ -79,17 +80,30 @@ def check_event(event: Event, scenario: Scenario, place: Place) -> None:
             raise place.error(key, f'does not go with kind "{event.kind}"')
     place.within("downtime", int(event.downtime_ns), 1, None)
     hosts = [name for host in scenario.hosts for name in dict.fromkeys((host.name, *host.copies()))]
-    if event.kind == "migrate":
+    if event.kind in ("migrate", "storm"):
         place.known("vm", "vm", event.vm, _vm_names(scenario))
-        if not event.to:
-            raise place.error("to", "at least one host is needed")
-    else:
+    if event.kind == "migrate" and not event.to:
+        raise place.error("to", "at least one host is needed")
+    if event.kind == "storm":
+        _check_storm(event, place)
+    if event.kind in ("drain", "reboot"):
         place.known("host", "host", event.host, hosts)
     for name in event.to:
         place.known("to", "host", name, hosts)
     most = min(host.cpus for host in scenario.hosts) - 1
     for cpu in event.cpus:
         place.within("cpus", cpu, 0, most)
+
+
+def _check_storm(event: Event, place: Place) -> None:
+    """Check what a storm needs; its sessions are checked for each VM that may be in it."""
+    place.within("duration", int(event.duration_ns), 1, None)
+    if not event.sessions:
+        raise place.error("session", "at least one is needed")
+    for index, session in enumerate(event.sessions):
+        for key, given in (("start", session.start_ns > 0), ("stop", session.stop_ns is not None)):
+            if given:
+                raise place.error(f"session[{index}].{key}", "a storm's at and duration say when")
 
 
 def _vm_names(scenario: Scenario) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from vpmu.errors import UserError
 from vpmu.scenario.events import event_groups
-from vpmu.scenario.model import Scenario, Vm
+from vpmu.scenario.model import Scenario, Session, Template, Vm
+from vpmu.scenario.storm import fleets_of, storm_sessions
 from vpmu.schema import join
 
 EVENTS_PER_CONTEXT: Final = 24
@@ -25,15 +27,28 @@ def check_contexts(scenario: Scenario, file: str) -> None:
         Naming the session or tool that is too much.
     """
     for index, vm in enumerate(scenario.vms):
-        _check_sessions(vm, join("vm", index), file)
+        _check_sessions(vm, _sessions(vm, join("vm", index), [vm.name], scenario), file)
+    for index, template in enumerate(scenario.templates):
+        fleets = fleets_of(scenario, template.name)
+        _check_sessions(template, _sessions(template, join("template", index), fleets, scenario), file)
     _check_tools(scenario, file)
 
 
-def _check_sessions(vm: Vm, path: str, file: str) -> None:
+def _sessions(
+    vm: Vm | Template, path: str, names: list[str], scenario: Scenario
+) -> Iterator[tuple[str, Session]]:
+    """Yield (key path, session) of a VM's own sessions and those of the storms that it may be in."""
+    for index, session in enumerate(vm.sessions):
+        yield join(join(path, "session"), index), session
+    for number, index, session in storm_sessions(scenario, names):
+        yield join(join(join("event", number), "session"), index), session
+
+
+def _check_sessions(vm: Vm | Template, sessions: Iterable[tuple[str, Session]], file: str) -> None:
     """Refuse too many for a thread, or with cpu = true for a vCPU."""
     held: Counter[str] = Counter()
     copies = {thread.name: thread.copies() for thread in vm.threads}
-    for index, session in enumerate(vm.sessions):
+    for key, session in sessions:
         if session.thread:
             threads = copies.get(session.thread, (session.thread,))
             places, own = [f'thread "{thread}"' for thread in threads], 0
@@ -42,7 +57,7 @@ def _check_sessions(vm: Vm, path: str, file: str) -> None:
             places, own = [f"vCPU {vcpu}" for vcpu in chosen], int(vm.watchdog)
         for place in places:
             held[place] += _count(session.events)
-            _refuse(held[place] + own, place, join(join(path, "session"), index), file)
+            _refuse(held[place] + own, place, key, file)
 
 
 def _check_tools(scenario: Scenario, file: str) -> None:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from vpmu.scenario.model import Event, Fleet, Scenario, Template, Tool, Vm
+from vpmu.scenario.storm import group_of, in_storms
 from vpmu.units import Duration
 
 _EXACT: Final = Context(prec=40)
@@ -70,6 +71,7 @@ def expand(scenario: Scenario) -> Scenario:
     """Return a checked scenario with every host, VM and tool by itself."""
     hosts = tuple(replace(host, name=name, count=1) for host in scenario.hosts for name in host.copies())
     vms = (*(each for vm in scenario.vms for each in _vm_copies(vm, scenario)), *_fleet_vms(scenario))
+    vms = in_storms(vms, scenario)
     by_host: dict[str, list[Vm]] = {}
     for vm in vms:
         by_host.setdefault(vm.host, []).append(vm)
@@ -156,9 +158,7 @@ def _copies_of(scenario: Scenario, name: str) -> list[tuple[Vm, str]]:
 
 def vm_names(scenario: Scenario, name: str) -> list[str]:
     """Return the single VMs of an expanded scenario that a name stands for: itself, or all copies of it."""
-    return [
-        copy for vm in scenario.vms for copy in vm.copies() if name in (copy, vm.name, copy.rsplit(".", 1)[0])
-    ]
+    return [copy for vm in scenario.vms for copy in vm.copies() if name in (copy, vm.name, group_of(copy))]
 
 
 def host_names(scenario: Scenario, names: Iterable[str]) -> list[str]:

@@ -117,6 +117,10 @@ def _fill_defaults(raw: Table, directory: Path, file: str) -> None:
     for fleet in _tables(raw, "fleet"):
         if only_host is not None:
             fleet.setdefault("hosts", [only_host])
+    for number, event in enumerate(_tables(raw, "event")):
+        for index, session in enumerate(_tables(event, "session")):
+            session.setdefault("name", f"storm{number}-{index}")
+            _fill_sampling(session, session.get("tool"), index)
     for index, tool in enumerate(_tables(raw, "tool")):
         if only_host is not None:
             tool.setdefault("host", only_host)

@@ -260,9 +260,9 @@ class Fleet(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Event(Struct, frozen=True, forbid_unknown_fields=True):
-    """Something that befalls a fleet: a live migration, a host that is drained, a host that reboots."""
+    """Something that befalls a fleet: a migration, a drained host, a reboot, a storm of perf sessions."""
 
-    kind: Literal["migrate", "drain", "reboot"]
+    kind: Literal["migrate", "drain", "reboot", "storm"]
     at_ns: Duration = field(name="at")
     vm: str = ""
     host: str = ""
@@ -272,6 +272,7 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     downtime_ns: Duration = field(name="downtime", default=DOWNTIME)
     design: str = ""
     duration_ns: Duration = field(name="duration", default=START)
+    sessions: tuple[Session, ...] = field(name="session", default=())
 
 
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True):

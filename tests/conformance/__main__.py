@@ -1,0 +1,5 @@
+"""Writes docs/conformance.md."""
+
+from tests.conformance.report import write
+
+write()
