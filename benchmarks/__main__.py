@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-MODULES: Final = ("accesses", "fleet", "hub", "memory", "perfdata", "remote", "startup")
+MODULES: Final = ("accesses", "fleet", "hub", "machine", "memory", "perfdata", "remote", "startup")
 LIMITS: Final[dict[str, tuple[str, float]]] = {
     "msr_accesses": ("at least", 1.0),
     "msr_accesses_c_twin": ("at least", 0.5),
@@ -28,6 +28,7 @@ LIMITS: Final[dict[str, tuple[str, float]]] = {
     "remote_accesses": ("at least", 0.3),
     "remote_accesses_wanted": ("at least", 1.0),
     "start_help": ("at most", 1.0),
+    "machine_guest": ("at least", 1.0),
 }
 """What a ratio has to be."""
 

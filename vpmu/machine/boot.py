@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 
+from vpmu.errors import UserError
 from vpmu.machine import layout as at
 from vpmu.machine.features import EFER
 from vpmu.machine.image import Image
@@ -20,10 +21,6 @@ _CR0 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31
 _CR4 = 1 << 5 | 1 << 9 | 1 << 10
 _EFER = 1 << 8 | 1 << 10
 _LOW_MEMORY_KIB = 639
-
-
-class CommandLineTooLong(ValueError):
-    """The guest's command line does not fit into the boot tables."""
 
 
 def boot(processor: Processor, image: Image, arguments: list[str]) -> None:
@@ -77,7 +74,7 @@ def _write_information(processor: Processor, image: Image, arguments: list[str])
     """Write the multiboot information: memory, its map, and the command line with the image's name."""
     line = " ".join([image.path, *arguments]).encode()
     if len(line) > _COMMAND_LINE_MAX:
-        raise CommandLineTooLong(f"{len(line)} bytes, at most {_COMMAND_LINE_MAX}")
+        raise UserError(f"the guest's command line has {len(line)} bytes, at most {_COMMAND_LINE_MAX} fit")
     upper = processor.ram.size - (1 << 20)
     areas = ((0, _LOW_MEMORY_KIB << 10), (1 << 20, upper))
     memory_map = b"".join(struct.pack("<IQQI", 20, base, length, 1) for base, length in areas)

@@ -4,9 +4,9 @@ import pytest
 
 from tests.guests.assemble import ENTRY
 from tests.vpmu.machine.reference import Host, config
+from vpmu.errors import UserError
 from vpmu.machine import apic
 from vpmu.machine.apic import Apic
-from vpmu.machine.boot import CommandLineTooLong
 from vpmu.machine.devices import Ports
 from vpmu.machine.image import Image, Segment
 from vpmu.machine.machine import Machine
@@ -88,7 +88,7 @@ def test_halted_for_good():
 
 
 def test_command_line_that_does_not_fit():
-    with pytest.raises(CommandLineTooLong):
+    with pytest.raises(UserError, match="the guest's command line has 5002 bytes"):
         machine_of("f4", arguments=("x" * 5000,))
 
 
