@@ -9,6 +9,7 @@ from tests.conformance.setup import (
     CORE_KHZ,
     CPUID,
     EMULATE,
+    HALF,
     HOST_READ,
     HOST_WRITE,
     KERNEL,
@@ -32,6 +33,8 @@ BRANCHES: Final = 0x00C4
 BUS_CYCLES: Final = 0x013C
 FIXED_EVENTS: Final = (INSTRUCTIONS, CYCLES, 0x0300)
 
+_EVERY_OTHER: Final = -2
+"""In place of a rate: an event in every other cycle."""
 _EDGE, _INV, _CMASK = bits(18), bits(23), 0xFF << 24
 _FREEZE = bits(12)
 
@@ -50,6 +53,8 @@ class Twin(RegisterTwin):
         self.loose = dict.fromkeys(self.value, 0)
         """By how much a counter that follows the clock may be off: a fraction for each stretch of code."""
         self.pmis = 0
+        self.position = 0
+        """User cycles so far: of an event that not every cycle has, it decides which ones do."""
         self.kept = False
         """A PMI that waits for LVTPC to be unmasked: nowhere, but with a rule inverted."""
         self.begun = dict(self.value)
@@ -107,7 +112,7 @@ class Twin(RegisterTwin):
             self._emulate(branch=False, user=False)
         elif not self.new and not self.is_("A4.19"):
             on = [c for c in self._counting(user=True) if self._event(c) == INSTRUCTIONS]
-            self._count(dict.fromkeys(on, 1), 1)
+            self._count(dict.fromkeys(on, 1))
 
     def slack(self, step: Step) -> int:
         """Return by how much the word that a step read may be off."""
@@ -165,6 +170,8 @@ class Twin(RegisterTwin):
         if self.setup.hidden and not self.is_("F1.1"):
             return 0
         cmask = word >> 24 & 0xFF
+        if word & 0xFFFF == HALF and not cmask and counter < 32:
+            return _EVERY_OTHER
         if word & _EDGE:
             return 0  # the model has no rate for it unless a scenario asks
         if not cmask:
@@ -315,22 +322,26 @@ class Twin(RegisterTwin):
             step = cycles
             for counter, rate in on.items():
                 left = self.left[counter]
-                if left is not None and rate:
+                if left is not None and rate == _EVERY_OTHER:
+                    step = min(step, 2 * left - (self.position & 1))
+                elif left is not None and rate:
                     step = min(step, -(-left // rate))
             cycles -= step
-            self._count(on, step)
+            half = (self.position + step) // 2 - self.position // 2
+            self._count({c: half if rate == _EVERY_OTHER else rate * step for c, rate in on.items()})
+            self.position += step if user else 0
             self._tick(step, user=user)
             self._notice(on)
 
-    def _count(self, on: dict[int, int], cycles: int) -> None:
-        for counter, rate in on.items():
-            total = self.value[counter] + rate * cycles
+    def _count(self, gains: dict[int, int]) -> None:
+        for counter, gain in gains.items():
+            total = self.value[counter] + gain
             self.value[counter] = total & TOP if self.is_("A4.5") else min(total, TOP)
             if total > TOP and self.legacy and self.old and not self.is_("D5.7"):
                 self.status |= 1 << counter
             left = self.left[counter]
             if left is not None:
-                self.left[counter] = left - rate * cycles
+                self.left[counter] = left - gain
 
     def _notice(self, on: dict[int, int]) -> None:
         due = [c for c in on if (left := self.left[c]) is not None and left <= 0]

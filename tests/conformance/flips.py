@@ -200,11 +200,15 @@ def _function_mutants(module: str) -> Iterator[Mutant]:
 
 
 @cache
-def _names_used() -> set[str]:
-    """Return every name that a function of the modules to be flipped uses."""
-    trees = [ast.parse(_source(module)) for module in MODULES]
-    functions = [each for tree in trees for each in tree.body if isinstance(each, ast.FunctionDef)]
+def _names_used(module: str) -> set[str]:
+    """Return every name that a function of a module uses."""
+    functions = [each for each in ast.parse(_source(module)).body if isinstance(each, ast.FunctionDef)]
     return {node.id for each in functions for node in ast.walk(each) if isinstance(node, ast.Name)}
+
+
+def _is_used(module: str, name: str) -> bool:
+    """Return whether a constant is used, a private one in its own module."""
+    return any(name in _names_used(each) for each in ((module,) if name.startswith("_") else MODULES))
 
 
 def _constant_mutants(module: str) -> Iterator[Mutant]:
@@ -215,7 +219,7 @@ def _constant_mutants(module: str) -> Iterator[Mutant]:
         name = node.targets[0].id
         if not ast.unparse(node.value).startswith("U64(") or module == "integers":
             continue
-        if name.startswith(_TAGS) or name not in _names_used():
+        if name.startswith(_TAGS) or not _is_used(module, name):
             continue
         word = int(getattr(importlib.import_module(f"vpmu.kernels.{module}"), name))
         for bit in sorted({word & -word, 1 << min(word.bit_length(), 63)} - {0}):

@@ -30,11 +30,11 @@ from tests.conformance.flips import MODULES, ROOT, Mutant, apply, instrument, mu
 
 __all__ = ["ROOT", "equivalents", "main", "mutants"]
 
-RULES: Final = 12
-CASES: Final = 4
+RULES: Final = 80
+CASES: Final = 2
 """Of how many rules, and of each how many cases are remembered in which a flip makes a difference."""
-BUILT_CASES: Final = 2
-"""Of a rule and a family: what else runs if a flip makes a difference while a machine is built."""
+BUILT_CASES: Final = 150
+"""What else runs if a flip makes a difference while a machine is built: the first cases."""
 DESIGNS_OF: Final = {
     "designs.common": ("legacy", "optimized"),
     "designs.filter": ("legacy", "optimized"),
@@ -160,8 +160,10 @@ def _reached(indexes: list[int]) -> dict[int, list[int]]:
         # Another rule's case is more likely to show what this one did not.
         rule = cases()[now].rules[0] if now >= 0 else ""
         known = by_rule.setdefault(rule, [])
-        if len(by_rule) <= RULES and len(known) < CASES and now not in known:
-            known.append(now)
+        if len(by_rule) <= RULES and now not in known:
+            # The first of a rule are plain, the last have everything on.
+            known[CASES:] = [*known[CASES:], now][-CASES:] if len(known) >= CASES else []
+            known += [now] if len(known) < CASES else []
 
     runner = _Runner()
     instrument(note)
@@ -219,7 +221,7 @@ def all_reached(indexes: list[int], jobs: int) -> dict[int, list[int]]:
 
 def run(chosen: list[Mutant], jobs: int, most: int = 0) -> Iterator[tuple[Mutant, Verdict]]:
     """Run mutants, some at a time; yield each with its verdict, in the order in which they end."""
-    everything, some = order(most), order(BUILT_CASES)
+    everything, some = order(most), order(1)[:BUILT_CASES]
     reached = all_reached([index for index in everything if not _is_long(index)], jobs)
     numbers = {mutant: number for number, mutant in enumerate(mutants())}
     long = [index for index in everything if _is_long(index)]

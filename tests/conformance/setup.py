@@ -50,6 +50,8 @@ RATES: Final = {
 """By event and unit mask: cycles, instructions, branches, branch misses, LLC references and misses, dTLB load
 misses, L1 loads.
 """
+HALF: Final = 0x0280
+"""The event of which every other cycle has one: L1I misses; with the edge bit, too, each of them is an edge."""
 CORE_KHZ: Final = 2_000_000
 TSC_KHZ: Final = 2_200_000
 BUS_KHZ: Final = 100_000
@@ -72,7 +74,12 @@ _CMASKED: Final[dict[str, object]] = {
     "name": "kinds",
     "kind": "stat",
     "start": "900000 s",
-    "events": ["cpu/event=0xc4,cmask=2/", "cpu/event=0xc4,cmask=5/", "cpu/event=0xc4,cmask=5,inv/"],
+    "events": [
+        "cpu/event=0xc4,cmask=2/",
+        "cpu/event=0xc4,cmask=5/",
+        "cpu/event=0xc4,cmask=5,inv/",
+        "cpu/event=0x80,umask=2,edge/",
+    ],
 }
 """Never started: a scenario names the events with a counter mask for which the model is to have rates."""
 
@@ -165,7 +172,9 @@ class Setup(NamedTuple):
             "dtlb_load_misses",
         )
         names += ("l1_dcache_loads",)
-        rates = {name: RATES[event] / 2 for name, event in zip(names, list(RATES)[2:], strict=True)}
+        rates = {"l1_icache_load_misses": 0.25} | {
+            name: RATES[event] / 2 for name, event in zip(names, list(RATES)[2:], strict=True)
+        }
         code = {"name": "all", "share": 1, "ipc": 2, **rates}
         tools = [dict(each, host="host") for each in [*TAKEN[self.taken], _CMASKED]]
         return {

@@ -8,6 +8,7 @@ from typing import Final
 
 from tests.conformance.cases.registers import DESIGNS, GUESTS, HARDWARE, RULE_SETS, on, overflow_all
 from tests.conformance.setup import (
+    HALF,
     RATES,
     WORK,
     Setup,
@@ -96,6 +97,7 @@ def _what_counts(setup: Setup) -> Iterator[Case]:
                 write(GLOBAL_CTRL, bit << index),
             )
             run = (code(100), rdpmc(index), kernel_code(50))
+            yield Case(rules, setup, before[::-1], run, (rdpmc(index), read(GLOBAL_STATUS)))
             yield Case(rules, setup, before, run, (rdpmc(index), read(GLOBAL_STATUS)))
         others = ((1 << setup.nr_gp) - 1) ^ 1 << index
         before = (write(EVENTSEL + index, CYCLES), write(GLOBAL_CTRL, others))
@@ -121,6 +123,9 @@ def _events(setup: Setup) -> Iterator[Case]:
     for cmask, inverted in product((0, 2, 5, 9), (0, INV)):
         event = BRANCHES | inverted | cmask << 24
         yield Case(("A2.10", "A2.9"), setup, counting(setup, event), (code(100),), (rdpmc(0),))
+    for levels, edge, ask in product((0, USR, OS, USR | OS), (0, EDGE, EDGE | INV), (0, INT)):
+        before = (OPEN, *counting(setup, HALF | EN | levels | edge | ask, -9))
+        yield Case(("A2.4", "A2.9"), setup, before, (code(13), read(PMC), code(6)), _look(setup))
     yield Case(("A2.4",), setup, counting(setup, CYCLES | EDGE), (code(100),), (rdpmc(0),))
     yield Case(("D5.11",), setup, counting(setup, 0x013C | EN | USR), (code(20_000),), (rdpmc(0),))
     every = tuple(
@@ -274,10 +279,10 @@ def _fixed(setup: Setup) -> Iterator[Case]:
     for first, second in product(range(16), range(16)):
         if (first | second) & 4:
             continue
-        changed = (*on(setup), write(FIXED_CTR_CTRL, first << 4), code(7), write(FIXED_CTR_CTRL, second << 4))
-        run = (code(11), kernel_code(5))
-        look = (rdpmc(FIXED + 1), read(FIXED_CTR_CTRL))
-        yield Case(("A2.15", "D3.1"), setup, changed, run, look)
+        counted = (*on(setup), OPEN, write(FIXED_CTR + 1, 0xFFFFFFFFFFF1), write(FIXED_CTR_CTRL, first << 4))
+        run = (code(7), write(FIXED_CTR_CTRL, second << 4), code(11), kernel_code(5))
+        look = (rdpmc(FIXED + 1), read(FIXED_CTR_CTRL), read(GLOBAL_STATUS))
+        yield Case(("A2.15", "A4.9", "D3.1"), setup, counted, run, look)
     kept = (write(FIXED_CTR_CTRL, 0x22), *on(setup), code(10), write(FIXED_CTR_CTRL, 0x20))
     yield Case(("F1.2", "D3.1", "A2.15"), setup, kept, (code(10),), (rdpmc(FIXED), rdpmc(FIXED + 1)))
     one_changes = (
