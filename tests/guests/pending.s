@@ -31,5 +31,7 @@
     finish
 handler:
     incq RESULTS
+    pushfq
+    popq RESULTS + 40                           # the gate has switched interrupts off
     apic 0xB0, $0
     iretq

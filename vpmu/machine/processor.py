@@ -258,7 +258,6 @@ class Processor:
             self._learn(int(words[at.STOP_ADDRESS]), int(words[at.STOP_DETAIL]))
         elif stop == at.STOP_VECTOR or (stop in (at.STOP_FAULT, at.STOP_DEVICE) and not self.fetches):
             self.take_back()
-        self._settle()
         return stop
 
     def step(self) -> int:
@@ -310,13 +309,6 @@ class Processor:
             piece = min(size - len(code), PAGE - place % PAGE)
             code += self.ram[place : place + piece].tobytes()
         return code
-
-    def _settle(self) -> None:
-        """Count a string instruction that has come to its end."""
-        words = self.words
-        if words[at.REP_ADDRESS] and self.read("rip") != int(words[at.REP_ADDRESS]):
-            words[at.COUNT + int(words[at.LEVEL]) * at.KINDS + 1] += U64(1)
-            words[at.REP_ADDRESS] = 0
 
     def interrupt_string(self) -> None:
         """Break a string instruction off for an interrupt: it counts when it is through, after the return."""

@@ -153,6 +153,7 @@ class Host:
     reports: list[Report] = field(default_factory=list)
     accesses: list[tuple[int, int, int]] = field(default_factory=list)
     pmis: int = 0
+    ran_ns: int = 0
 
     def run(self, until_ns: int = 1_000_000_000) -> None:
         """Run the machine to its end, or to a time."""
@@ -167,6 +168,7 @@ class Host:
             for (kind, level), events in sorted(report.retired.items()):
                 self.pmu.retire(kind, level, events)
             self.now_ns = report.end_ns
+            self.ran_ns += report.end_ns - grant.now_ns
             result = self.carry_out(report) if report.reason == GUEST_ACCESS else None
             if report.reason == GUEST_HALT:
                 self.now_ns = max(self.now_ns, min(report.timer_at_ns, until_ns))

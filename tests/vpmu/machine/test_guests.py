@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.guests.assemble import ENTRY, code_of, image_of, listing_of, names
-from tests.vpmu.machine.reference import BUS_KHZ, TSC_KHZ, Host, config
+from tests.vpmu.machine.reference import BUS_KHZ, CORE_KHZ, TSC_KHZ, Host, config
 from vpmu.kernels.guest.step import GUEST_HALT
 from vpmu.machine.machine import Machine
 
@@ -67,6 +67,14 @@ def test_a_grant_of_any_length_gives_the_same_time():
     assert cycles[0] == pytest.approx(cycles[1], abs=1)
 
 
+def test_time_is_what_the_cycles_took():
+    """Ends are in whole nanoseconds; what is left over is not lost from one grant to the next."""
+    ran = run("count", slice_ns=13)
+    cycles = sum(report.retired.get((0, 1), 0) for report in ran.host.reports)
+    assert ran.host.ran_ns == pytest.approx(cycles * 1_000_000 / CORE_KHZ, abs=1)
+    assert len(ran.host.accesses) >= 9
+
+
 def test_an_overflow_interrupts_once_and_masks():
     ran = run("overflow")
     assert ran[0] == 1  # one interrupt, although the counter overflowed twice: nobody unmasked the LVTPC
@@ -97,6 +105,7 @@ def test_nmi_comes_with_interrupts_off_and_blocks_itself():
 def test_a_vector_waits_for_interrupts_and_priority():
     ran = run("pending")
     assert [ran[i] for i in range(5)] == [1, 0, 0, 0, 1]
+    assert ran[5] & 0x200 == 0  # RFLAGS.IF in the handler
 
 
 def test_rdpmc():
