@@ -12,12 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
+from vpmu.actors.cpuid import ARCHITECTURAL_EVENTS
 from vpmu.errors import UserError
 from vpmu.scenario.check_fleet import check_event, check_fleet, check_groups_agree, template_as_vm
 from vpmu.scenario.contexts import check_contexts
 from vpmu.scenario.events import check_groups
 from vpmu.scenario.model import (
-    ARCHITECTURAL_EVENTS,
     FILTER_EVENTS,
     EventFilter,
     Host,

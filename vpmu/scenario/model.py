@@ -22,16 +22,6 @@ GP_COUNTERS_HT: Final = 4
 GP_COUNTERS_NO_HT: Final = 8
 FILTER_EVENTS: Final = 300
 """Entries that an event filter may have (KVM_PMU_EVENT_FILTER_MAX_EVENTS)."""
-ARCHITECTURAL_EVENTS: Final = (
-    "cycles",
-    "instructions",
-    "ref-cycles",
-    "llc-references",
-    "llc-misses",
-    "branches",
-    "branch-misses",
-)
-"""The architectural events, in the order of CPUID leaf 0xA's EBX."""
 
 ZERO = Fraction(0)
 START = Duration(0)
