@@ -170,7 +170,9 @@ def _mutants() -> Iterator[str]:
         "",
     ]
     if mutants.undecided():
-        left = f"{len(mutants.undecided())} mutants are undecided: no case catches them, and nothing has been shown."
+        left = (
+            f"{len(mutants.undecided())} mutants are undecided: no case catches them, and nothing is shown."
+        )
         yield from [f"{left} `tests/conformance/mutants.toml` names them.", ""]
     yield from ["| mutants | why they are equivalent |", "|---|---|"]
     yield from (f"| {count} | {why} |" for why, count in sorted(reasons.items(), key=lambda each: each[0]))
