@@ -217,6 +217,9 @@ def _running(setup: Setup) -> Iterator[Case]:
     for old, new in product((0x00C4, 0x00C5, 0x00C0, 0x4F2E, 0x412E, 0x003C), repeat=2):
         running = (*counting(setup, old | EN | USR), code(9))
         yield Case(("A2.1",), setup, running, (write(EVENTSEL, new | EN | USR), code(5)), (rdpmc(0),))
+    fast = tuple(rdpmc(each | 1 << 31) for each in (0, 1, FIXED))
+    running = (*counting(setup, CYCLES, -90), code(9))
+    yield Case(("A5.5", "D3.23", "F1.4", "D3.16"), setup, running, (*fast, rdpmc(0)), fast)
     before = (OPEN, *counting(setup, CYCLES | INT, -100), code(10))
     same = (write(EVENTSEL, CYCLES | INT), *on(setup), code(50))
     yield Case(("D3.12", "D3.4"), setup, before, same, _look(setup))
@@ -373,6 +376,9 @@ def _emulated(setup: Setup) -> Iterator[Case]:
         wraps = (OPEN, *counting(setup, INSTRUCTIONS | (0 if user else OS) | ask, first))
         some = (emulated(user=user), emulated(branch=True, user=user))
         yield Case(("E3.13", "E1.5"), setup, wraps, some, (*_look(setup), code(3), *_look(setup)))
+    for index in range(1, setup.nr_gp):
+        wraps = (OPEN, *counting(setup, INSTRUCTIONS | OS | INT, -2, index))
+        yield Case(("E3.13", "E1.5"), setup, wraps, (emulated(user=True), emulated()), _look(setup, index))
     kernel = (0x00C0 | EN | OS, 0x00C4 | EN | OS)
     for event in kernel:
         accesses = (read(PMC), rdpmc(0), read(0x391), write(DEBUGCTL, 0), write(0x391, 0), rdpmc(99))
