@@ -32,8 +32,19 @@ BOOKKEEPING: Final = {"still", "book_grants", "granted", "vcpu_cost"}
 """Functions about time that is lost and time that is spent, which no register shows."""
 _ACCOUNTS: Final = ("cost(", "COST_", "P_CAUSES", "P_EXITS", "exits_ns", "ns +", "+= ns", "P_TICKED")
 """What makes an expression one of those."""
-_TAGS: Final = ("REGISTER_", "STOP_", "OUT", "ON", "_REQUESTS", "_SLOTS")
-"""Constants that are names or sizes, not words of a register."""
+_TAGS: Final = (
+    "REGISTER_",
+    "STOP_",
+    "OUT",
+    "ON",
+    "_REQUESTS",
+    "_SLOTS",
+    "_CROSSED",
+    "_BUMPED",
+    "_WRITTEN",
+    "_SERVED",
+)
+"""Constants that are names, sizes or columns, not words of a register."""
 
 _COMPARISONS: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
     ast.Eq: ast.NotEq,

@@ -43,7 +43,8 @@ DESIGNS_OF: Final = {
     "designs.native": ("native",),
 }
 """Whose cases run code of a module; of the others, all."""
-CASE_SECONDS: Final = 20
+CASE_SECONDS = 20
+"""After which a case hangs."""
 LONG_SECONDS: Final = 600
 
 
@@ -286,6 +287,12 @@ def equivalents() -> dict[str, str]:
     """Return the mutants that change nothing a guest could see, and why."""
     table = loads(Path(__file__).with_name("mutants.toml").read_text())
     return {name: each["why"] for each in table.get("equivalent", []) for name in each["names"]}
+
+
+def undecided() -> list[str]:
+    """Return the mutants that nobody has caught or shown to be equivalent."""
+    table = loads(Path(__file__).with_name("mutants.toml").read_text())
+    return list(table.get("undecided", []))
 
 
 def line(mutant: Mutant, verdict: Verdict, known: dict[str, str]) -> str:

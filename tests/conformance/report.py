@@ -166,9 +166,13 @@ def _mutants() -> Iterator[str]:
         "",
         f"`make mutants` makes {len(found)} mutants of the register and counter kernels, each with one mask,",
         "width, comparison or update flipped, and runs the cases against each until one fails. All but those",
-        "below are caught. What a mutant below changes no guest can see:",
+        "below are caught. What a mutant below changes no guest can see.",
         "",
-        "| mutants | why they are equivalent |",
-        "|---|---|",
     ]
+    if mutants.undecided():
+        left = (
+            f"{len(mutants.undecided())} mutants are undecided: no case catches them, and nothing is shown."
+        )
+        yield from [f"{left} `tests/conformance/mutants.toml` names them.", ""]
+    yield from ["| mutants | why they are equivalent |", "|---|---|"]
     yield from (f"| {count} | {why} |" for why, count in sorted(reasons.items(), key=lambda each: each[0]))

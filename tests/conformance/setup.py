@@ -51,7 +51,7 @@ RATES: Final = {
 misses, L1 loads.
 """
 HALF: Final = 0x0280
-"""The event of which every other cycle has one: L1I misses; with the edge bit each of them is an edge."""
+"""The event that every other cycle has, L1I misses; with the edge bit each of them is an edge."""
 CORE_KHZ: Final = 2_000_000
 TSC_KHZ: Final = 2_200_000
 BUS_KHZ: Final = 100_000

@@ -214,6 +214,12 @@ def _running(setup: Setup) -> Iterator[Case]:
         before = (OPEN, *counting(setup, CYCLES | ask, first), code(10))
         accesses = (write(PMC, second & 0xFFFFFFFF), code(run))
         yield Case(rules, setup, before, accesses, (*_look(setup), code(500), *_look(setup)))
+    for old, new in product((0x00C4, 0x00C5, 0x00C0, 0x4F2E, 0x412E, 0x003C), repeat=2):
+        running = (*counting(setup, old | EN | USR), code(9))
+        yield Case(("A2.1",), setup, running, (write(EVENTSEL, new | EN | USR), code(5)), (rdpmc(0),))
+    fast = tuple(rdpmc(each | 1 << 31) for each in (0, 1, FIXED))
+    running = (*counting(setup, CYCLES, -90), code(9))
+    yield Case(("A5.5", "D3.23", "F1.4", "D3.16"), setup, running, (*fast, rdpmc(0)), fast)
     before = (OPEN, *counting(setup, CYCLES | INT, -100), code(10))
     same = (write(EVENTSEL, CYCLES | INT), *on(setup), code(50))
     yield Case(("D3.12", "D3.4"), setup, before, same, _look(setup))
@@ -259,6 +265,7 @@ def _fixed(setup: Setup) -> Iterator[Case]:
         run = (code(100), rdpmc(FIXED + index), *((kernel_code(50),) if index else ()))
         look = (rdpmc(FIXED + index), rdpmc(FIXED + (1 - index)))
         yield Case(("A2.15", "A2.14"), setup, before, run, look)
+        yield Case(("A2.15", "A2.14"), setup, before[::-1], run, look)
     for index, pmi, cycles in product((0, 1), (0, 8), (99, 100, 101, 300)):
         first = -100 * (2 - index) & 0xFFFFFFFFFFFF
         before = (
@@ -358,10 +365,9 @@ def _emulated(setup: Setup) -> Iterator[Case]:
     one, branch = emulated(), emulated(branch=True)
     off = (*counting(setup, INSTRUCTIONS | OS), write(GLOBAL_CTRL, 0))
     yield Case(rules, setup, off, (one, branch), _look(setup))
-    for cmask in (INV, 3 << 24, 3 << 24 | INV):
-        yield Case(
-            ("E3.9",), setup, counting(setup, INSTRUCTIONS | cmask), (emulated(user=True),), _look(setup)
-        )
+    for flags, level, user in product((INV, 3 << 24, 3 << 24 | INV, EDGE, PIN), (USR, OS), (False, True)):
+        before = counting(setup, 0x00C0 | EN | level | flags)
+        yield Case(("E3.9", "E3.11"), setup, before, (emulated(user=user),), _look(setup))
     for field, user in product((0, 1, 2, 3), (False, True)):
         fixed = (write(FIXED_CTR_CTRL, field | field << 4), *on(setup))
         some = (emulated(user=user), emulated(branch=True, user=user))
@@ -370,6 +376,9 @@ def _emulated(setup: Setup) -> Iterator[Case]:
         wraps = (OPEN, *counting(setup, INSTRUCTIONS | (0 if user else OS) | ask, first))
         some = (emulated(user=user), emulated(branch=True, user=user))
         yield Case(("E3.13", "E1.5"), setup, wraps, some, (*_look(setup), code(3), *_look(setup)))
+    for index in range(1, setup.nr_gp):
+        wraps = (OPEN, *counting(setup, INSTRUCTIONS | OS | INT, -2, index))
+        yield Case(("E3.13", "E1.5"), setup, wraps, (emulated(user=True), emulated()), _look(setup, index))
     kernel = (0x00C0 | EN | OS, 0x00C4 | EN | OS)
     for event in kernel:
         accesses = (read(PMC), rdpmc(0), read(0x391), write(DEBUGCTL, 0), write(0x391, 0), rdpmc(99))
@@ -378,6 +387,10 @@ def _emulated(setup: Setup) -> Iterator[Case]:
         )
     stops = (write(GLOBAL_CTRL, 0), rdpmc(0), write(GLOBAL_CTRL, 1), write(EVENTSEL, kernel[0] & ~EN))
     yield Case(("E3.16",), setup, counting(setup, kernel[0]), stops, (rdpmc(0),))
+    if setup.nr_gp > 1:
+        both = (*counting(setup, kernel[0], 3), *counting(setup, kernel[0], 5, 1), write(FIXED_CTR_CTRL, 1))
+        look = (rdpmc(0), rdpmc(1), rdpmc(FIXED))
+        yield Case(("E3.9", "E3.16", "F3.3"), setup, both, (one, branch), look)
     last = (OPEN, *counting(setup, kernel[0] | INT, -4))
     yield Case(("E3.16", "E3.13"), setup, last, (read(PMC), read(PMC), read(PMC), read(PMC)), _look(setup))
 

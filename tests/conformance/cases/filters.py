@@ -38,7 +38,7 @@ MASKED_LISTS: Final = (
     (entry(0x2E, 0x41, 0xFF), entry(0x2E, 0, 0, exclude=True)),
     (entry(0x2E, 0x4F, 0xFF, exclude=True),),
 )
-EVENTS: Final = (0x00C4, 0x00C0, 0x003C, 0x4F2E, 0x412E)
+EVENTS: Final = (0x00C4, 0x00C5, 0x00C0, 0x003C, 0x4F2E, 0x412E)
 
 
 def cases() -> Iterator[Case]:
@@ -88,6 +88,10 @@ def _blocked(setup: Setup) -> Iterator[Case]:
         look = (read(EVENTSEL), read(PMC), rdpmc(0), read(GLOBAL_STATUS))
         yield Case(("E4.8",), setup, before, (code(80),), look)
         yield Case(("E4.8",), setup, before, (code(80), write(PMC, 3), code(80)), look)
+        second = (*counting(setup, event, 4, 1), code(5), write(EVENTSEL + 1, CYCLES), code(7))
+        yield Case(
+            ("E4.8",), setup, second, (write(EVENTSEL + 1, BRANCHES), code(3)), (rdpmc(1), read(PMC + 1))
+        )
         for other in (BRANCHES, CYCLES):
             yield Case(
                 ("E4.8", "E4.1", "E4.2"), setup, before, (code(10), write(EVENTSEL, other), code(8)), look
