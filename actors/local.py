@@ -8,7 +8,7 @@ from vpmu.actors.fleet import Fleet
 from vpmu.actors.machine import Machine
 from vpmu.kernels.advance import advance
 from vpmu.kernels.columns import G_ACCESSED_AT, P_NOW, R_LOG_COUNT, V_COMPLETE, V_GUEST, V_REASON
-from vpmu.kernels.engine import STOP_LOG, STOP_WINDOW
+from vpmu.kernels.engine import STOP_GUEST, STOP_LOG, STOP_WINDOW
 from vpmu.kernels.guest.step import GUEST_ACCESS
 from vpmu.kernels.jit import U64, Arena
 from vpmu.kernels.log import RECORD_WORDS
@@ -38,6 +38,8 @@ def steps(machine: Machine, until_ns: int | None = None) -> Iterator[Arena]:
         window = min(end, fleet.next_ns)
         stop = advance(machine.arena, machine.log, np.uint64(window), U64(STEPS))
         yield drain_log(machine)
+        if stop == STOP_GUEST:
+            raise RuntimeError("a guest decides outside the kernels, and nobody asks it (actors/outside.py)")
         if stop == STOP_WINDOW:
             if window == end:
                 return

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vpmu.actors.local import run_machine
 from vpmu.actors.outside import Grant, Outside, OutsideError, OutsideVcpu, Report
 from vpmu.build import build
 from vpmu.kernels import columns as col
@@ -289,3 +290,8 @@ def test_it_floats_over_physical_cpus():
     drive(machine, scripts)
     assert [script.seen[-2] for script in scripts] == [200_000_001, 150_000_001]
     assert int(machine.arena[machine.hosts[0].offset + int(col.H_MIGRATIONS)]) > 0
+
+
+def test_a_machine_that_nobody_asks_for_goes_no_further():
+    with pytest.raises(RuntimeError, match="decides outside the kernels"):
+        run_machine(scenario("optimized"))

@@ -40,9 +40,11 @@ from vpmu.kernels.log import RECORD_ACCESS
 
 DESIGNS = ("legacy", "optimized", "native")
 SCENARIOS = sorted(
-    str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("**/*.toml") if path.parent.name != "fleet"
+    str(path.relative_to(EXAMPLES))
+    for path in EXAMPLES.glob("**/*.toml")
+    if path.parent.name not in ("fleet", "remote")
 )
-"""VMs of a fleet migrate, which message mode refuses (tests/vpmu/test_fleet.py)."""
+"""VMs of a fleet migrate, and remote guests are of one process: message mode refuses both."""
 ACCESSES = 20_000
 
 
