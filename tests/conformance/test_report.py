@@ -32,8 +32,8 @@ def test_each_rule_has_a_row_and_each_cell_its_cases():
         (image.Run("legacy", "7.0"), 143, 14, 0),
         (image.Run("optimized", "7.0", ref_cycles=True), 151, 14, 0),
         (image.Run("optimized", "7.0", prefix=False), 135, 14, 0),
-        # One pass; four tests of emulated instructions, five of instructions behind an emulated WRMSR, three fixed
-        # counters, one status bit.
+        # One pass; four tests of emulated instructions, five of instructions behind an emulated WRMSR, three
+        # fixed counters, one status bit.
         (image.Run("legacy", "5.0"), 70, 0, 13),
         (image.Run("optimized", "5.0"), 70, 0, 12),
         (image.Run("optimized", "5.0", prefix=False), 66, 0, 8),
