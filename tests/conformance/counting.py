@@ -88,7 +88,7 @@ class Twin(RegisterTwin):
         if step.kind == WORK:
             return self._host_work(step)
         if step.kind in LOOKS:
-            return step.value if self.is_("B10.2") else ~step.value
+            return step.value if self.is_("B10.2", "B10.4") else ~step.value
         if step.kind == WRMSR:
             self.write(step.register, step.value)
             return step.value

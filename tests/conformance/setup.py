@@ -73,11 +73,13 @@ _FIXED_TAKEN: dict[str, object] = {
     "exclude_guest": False,
 }
 _HOST_TAKEN = {**_FIXED_TAKEN, "exclude_guest": True}
+_HOST_SAMPLES = {**_HOST_TAKEN, "kind": "record", "period": 50_000}
 _GP_TAKEN = {**_FIXED_TAKEN, "name": "gp", "events": ["branches"] * 4}
 TAKEN: Final[dict[str, list[dict[str, object]]]] = {
     "": [],
     "cycles": [_FIXED_TAKEN],
     "host cycles": [_HOST_TAKEN],
+    "host samples": [_HOST_SAMPLES],
     "all": [_GP_TAKEN, _FIXED_TAKEN],
 }
 """Host tools that hold the fixed counter of cycles, perhaps for the host alone, or all general-purpose ones, too."""

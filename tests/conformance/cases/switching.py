@@ -7,11 +7,12 @@ drives its counter, and gives it up when it was not used for `life` time slices.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Final
 
 from tests.conformance.cases.counting import BRANCHES, CYCLES, EDGE, EN, INSTRUCTIONS, INT, INV, OPEN, OS, USR
 from tests.conformance.cases.counting import counting as begin
-from tests.conformance.cases.registers import HARDWARE, RULE_SETS, on
+from tests.conformance.cases.registers import DESIGNS, HARDWARE, RULE_SETS, on
 from tests.conformance.setup import Setup, Step, away, code, inside, outside, rdpmc, read, switched, work, write
 from tests.conformance.table import Case
 from tests.conformance.twin import (
@@ -51,6 +52,8 @@ def cases() -> Iterator[Case]:
             yield from _lives(Setup("optimized", kvm, life=life))
         yield from _switched_off(Setup("optimized", kvm, life=0), 1)
         yield from _switched_off(Setup("optimized", kvm), 0)
+    for design, kvm in product(DESIGNS, RULE_SETS):
+        yield _beside_samples(Setup(design, kvm, taken="host samples"))
 
 
 # -- the hardware --
@@ -114,6 +117,15 @@ def _apart_from_a_tool(setup: Setup) -> Iterator[Case]:
     yield Case(OFF, setup, before, found, (rdpmc(0),))
 
 
+def _beside_samples(setup: Setup) -> Case:
+    """A host tool samples the host's cycles: a PMI of an access's host code is taken before the guest goes on.
+
+    An access costs the host more than 1,000 cycles: 60 of them overflow the tool's counter, which does so every
+    50,000. Whoever takes the PMI clears its bit of GLOBAL_STATUS, at the latest in the next access.
+    """
+    return Case(("B10.4",), setup, (), (*[read(EVENTSEL)] * 60, inside(GLOBAL_STATUS, 0)))
+
+
 def _status(setup: Setup) -> Iterator[Case]:
     """One of two counters overflows without a PMI: that one alone is in GLOBAL_STATUS."""
     for first, second in ((-3, 5), (5, -3), (-3, -4)):
@@ -174,6 +186,15 @@ def _not_used(setup: Setup) -> Iterator[Case]:
             slices = [step for each in unused for step in (*toggled, each)]
             last = (work(2, 0), *toggled, switched(1), work(2, 1))
             yield Case(LIFE, setup, (*both, start, switched(1), stop), (*slices, *last))
+    # Nor does fixed counter 0 or 1 use the next one, whichever of its levels is on.
+    for i, field in product((0, 1), (1, 2, 3)):
+        shift = 4 * i
+        start = write(FIXED_CTR_CTRL, field << shift | 2 << shift + 4)
+        began = (*on(setup), start, switched(1), write(FIXED_CTR_CTRL, field << shift))
+        toggled = (write(GLOBAL_CTRL, 0), *on(setup))
+        slices = [step for each in unused for step in (*toggled, each)]
+        last = (work(2, 0), *toggled, switched(1), work(2, 1))
+        yield Case(LIFE, setup, began, (*slices, *last))
 
 
 def _switched_off(setup: Setup, released: int) -> Iterator[Case]:
