@@ -28,7 +28,9 @@ HOST_WRITE: Final = 10
 SWITCH: Final = 11
 """So many cycles of code at CPL 3, before which the vCPU is switched out and in again."""
 INSIDE: Final = 12
-"""No guest's step: a look at a register of the physical CPU while the guest runs. The value is what is right."""
+"""No guest's step: a look at a register of the physical CPU while the guest runs. The value is what is
+right.
+"""
 OUTSIDE: Final = 13
 """The same while the host runs, the vCPU kicked out of its guest."""
 AWAY: Final = 14
@@ -54,7 +56,7 @@ RATES: Final = {
     0x4F2E: 3,
     0x412E: 6,
     0x0108: 5,
-    0x81D0: 62,
+    0x81D0: 63,
 }
 """By event and unit mask: cycles, instructions, branches, branch misses, LLC references and misses, dTLB load
 misses, L1 loads.
@@ -82,7 +84,7 @@ TAKEN: Final[dict[str, list[dict[str, object]]]] = {
     "host samples": [_HOST_SAMPLES],
     "all": [_GP_TAKEN, _FIXED_TAKEN],
 }
-"""Host tools that hold the fixed counter of cycles, perhaps for the host alone, or all general-purpose ones, too."""
+"""Host tools that hold the fixed counter of cycles, some for the host alone, or the general-purpose ones, too."""
 _CMASKED: Final[dict[str, object]] = {
     "name": "kinds",
     "kind": "stat",

@@ -269,7 +269,6 @@ class InKernels(Way):
             self._advance(_STEPS)
         raise StuckError("the guest never waits for its next step")
 
-
     def _advance(self, steps: np.uint64) -> None:
         advance(self._machine.arena, self._machine.log, U64(self._machine.until_ns), steps)
 

@@ -13,7 +13,19 @@ from typing import Final
 from tests.conformance.cases.counting import BRANCHES, CYCLES, EDGE, EN, INSTRUCTIONS, INT, INV, OPEN, OS, USR
 from tests.conformance.cases.counting import counting as begin
 from tests.conformance.cases.registers import DESIGNS, HARDWARE, RULE_SETS, on
-from tests.conformance.setup import Setup, Step, away, code, inside, outside, rdpmc, read, switched, work, write
+from tests.conformance.setup import (
+    Setup,
+    Step,
+    away,
+    code,
+    inside,
+    outside,
+    rdpmc,
+    read,
+    switched,
+    work,
+    write,
+)
 from tests.conformance.table import Case
 from tests.conformance.twin import (
     EVENTSEL,
@@ -63,7 +75,9 @@ def _hardware(setup: Setup) -> Iterator[Case]:
     """A system leaves nothing behind, and finds it again."""
     fixed = (write(FIXED_CTR_CTRL, 0xA2A), *begin(setup, CYCLES, 5), code(7))
     for register in (PMC, FIXED_CTR, FIXED_CTR + 1, EVENTSEL, FIXED_CTR_CTRL, GLOBAL_CTRL):
-        yield Case(OFF, setup, fixed, (away(register, 0), code(3)), (rdpmc(0), rdpmc(FIXED), rdpmc(FIXED + 1)))
+        yield Case(
+            OFF, setup, fixed, (away(register, 0), code(3)), (rdpmc(0), rdpmc(FIXED), rdpmc(FIXED + 1))
+        )
     # -3 + 7 wraps, with no PMI asked for: the overflow is the system's, and LVTPC is masked in between.
     wrapped = (OPEN, *begin(setup, CYCLES, -3), code(7))
     for register, word in ((GLOBAL_STATUS, 0), (LVTPC, MASKED)):
@@ -85,7 +99,7 @@ def _guest_hardware(setup: Setup) -> Iterator[Case]:
         yield Case(OFF, setup, before, (*found, inside(GLOBAL_CTRL, every)), (rdpmc(index),))
         found = (inside(PMC, 33), away(PMC, 0), inside(PMC, 33))
         yield Case(OFF, setup, before, found, (rdpmc(index),))
-        # The guest's selector is on the hardware as it is; when it is out, host perf has none of its own there.
+        # The guest's selector is on the hardware as it is; while it is out, host perf has none there.
         found = (inside(EVENTSEL, event), away(EVENTSEL, 0), inside(EVENTSEL, event))
         yield Case(OFF, setup, before, found, (code(3), rdpmc(index)))
     for i, field in ((0, 0x2), (1, 0x3), (2, 0xB), (0, 0xA)):
@@ -118,9 +132,9 @@ def _apart_from_a_tool(setup: Setup) -> Iterator[Case]:
 
 
 def _beside_samples(setup: Setup) -> Case:
-    """A host tool samples the host's cycles: a PMI of an access's host code is taken before the guest goes on.
+    """A host tool samples the host's cycles: a PMI that comes in an access is taken before the guest goes on.
 
-    An access costs the host more than 1,000 cycles: 60 of them overflow the tool's counter, which does so every
+    An access costs the host more than 1,000 cycles: 60 of them overflow the tool's counter, whose period is
     50,000. Whoever takes the PMI clears its bit of GLOBAL_STATUS, at the latest in the next access.
     """
     return Case(("B10.4",), setup, (), (*[read(EVENTSEL)] * 60, inside(GLOBAL_STATUS, 0)))
@@ -141,7 +155,11 @@ def _status(setup: Setup) -> Iterator[Case]:
 def _uses(index: int) -> tuple[Step, Step, Step]:
     """Return what lets a vPMC count, what stops it, and a write of its count; 32 and on are fixed ones."""
     if index < 32:
-        return write(EVENTSEL + index, BRANCHES), write(EVENTSEL + index, BRANCHES & ~EN), write(PMC + index, 1)
+        return (
+            write(EVENTSEL + index, BRANCHES),
+            write(EVENTSEL + index, BRANCHES & ~EN),
+            write(PMC + index, 1),
+        )
     shift = 4 * (index - 32)
     return write(FIXED_CTR_CTRL, 2 << shift), write(FIXED_CTR_CTRL, 0), write(FIXED_CTR + index - 32, 1)
 
@@ -170,6 +188,7 @@ def _lives(setup: Setup) -> Iterator[Case]:
 
 def _not_used(setup: Setup) -> Iterator[Case]:
     """What is done with other vPMCs is no use of this one."""
+    last: tuple[Step, ...]
     unused = [switched(1)] * DEFAULT_LIFE
     for other in (1, 2, 3):
         began = (*on(setup), write(EVENTSEL, CYCLES), write(EVENTSEL + other, BRANCHES), switched(1))
@@ -204,7 +223,9 @@ def _switched_off(setup: Setup, released: int) -> Iterator[Case]:
         every = on(setup)[0].value
         off, again = write(GLOBAL_CTRL, every & ~(1 << index)), on(setup)
         before = (*on(setup), start, code(5), work(1, 0))
-        yield Case(LIFE, setup, before, (off, work(1, released), *again, work(1 + released, released), code(2)))
+        yield Case(
+            LIFE, setup, before, (off, work(1, released), *again, work(1 + released, released), code(2))
+        )
         # Another one's bit does nothing to it.
         other = (write(GLOBAL_CTRL, every & ~(1 << 1)), work(1, 0), *again, work(1, 0))
         yield Case(LIFE, setup, before, other)
@@ -220,7 +241,7 @@ def _reuse(setup: Setup) -> Iterator[Case]:
 
 
 def _without_counters(setup: Setup) -> Iterator[Case]:
-    """Host tools hold all counters but fixed 0 and 2: an event in ERROR is replaced, and finds none either."""
+    """Host tools hold all counters but fixed 0 and 2: an event in ERROR is replaced, in vain."""
     off = write(GLOBAL_CTRL, 0)
     failed = (*begin(setup, CYCLES, 5), code(3), work(1, 0))
     yield Case(LIFE, setup, failed, (off, work(1, 0), *on(setup), work(2, 1)), (code(3), rdpmc(0)))
