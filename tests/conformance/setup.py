@@ -84,7 +84,7 @@ TAKEN: Final[dict[str, list[dict[str, object]]]] = {
     "host samples": [_HOST_SAMPLES],
     "all": [_GP_TAKEN, _FIXED_TAKEN],
 }
-"""Host tools that hold the fixed counter of cycles, some for the host alone, or the general-purpose ones, too."""
+"""Host tools that hold the fixed counter of cycles, some for the host alone, or all general-purpose, too."""
 _CMASKED: Final[dict[str, object]] = {
     "name": "kinds",
     "kind": "stat",
