@@ -183,6 +183,16 @@ def _column_offsets(node: ast.AST) -> set[int]:
     }
 
 
+def _bookkeeping(node: ast.AST) -> set[int]:
+    """Return the nodes that only say what is booked as lost or spent: a bookkeeping function's arguments."""
+    return {
+        id(inner)
+        for each in ast.walk(node)
+        if isinstance(each, ast.Call) and isinstance(each.func, ast.Name) and each.func.id in BOOKKEEPING
+        for inner in ast.walk(each)
+    }
+
+
 @cache
 def _source(module: str) -> str:
     return Path(str(importlib.import_module(f"vpmu.kernels.{module}").__file__)).read_text()
@@ -196,7 +206,7 @@ def flips(module: str) -> tuple[ast.Module, list[Flip]]:
         if not isinstance(each, ast.FunctionDef) or each.name in BOOKKEEPING:
             continue
         if wanted is None or each.name in wanted:
-            skipped = _column_offsets(each)
+            skipped = _column_offsets(each) | _bookkeeping(each)
             nodes = [node for node in ast.walk(each) if id(node) not in skipped]
             found += [flip for node in nodes for flip in _node_flips(each.name, node)]
     return tree, [flip for flip in found if not any(account in flip.change for account in _ACCOUNTS)]

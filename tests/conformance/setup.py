@@ -18,13 +18,24 @@ KERNEL: Final = 6
 CPUID: Final = 7
 """A register of leaf 0xA: 0 EAX, 1 EBX, 2 ECX, 3 EDX."""
 WORK: Final = 8
-"""No guest's step: how many events host perf has created (bits 31:16) and released for the vCPU."""
+"""No guest's step: how many events host perf has created (bits 31:16) and released for the vCPU. The value is
+what is right, unless the twin keeps count itself.
+"""
 HOST_READ: Final = 9
 """A read by the host, as for a migration (KVM_GET_MSRS)."""
 HOST_WRITE: Final = 10
 """A write by the host (KVM_SET_MSRS)."""
 SWITCH: Final = 11
 """So many cycles of code at CPL 3, before which the vCPU is switched out and in again."""
+INSIDE: Final = 12
+"""No guest's step: a look at a register of the physical CPU while the guest runs. The value is what is
+right.
+"""
+OUTSIDE: Final = 13
+"""The same while the host runs, the vCPU kicked out of its guest."""
+AWAY: Final = 14
+"""The same between vCPUs: this one is switched out, and in again after the look."""
+LOOKS: Final = {INSIDE: "in the guest", OUTSIDE: "in the host", AWAY: "between vCPUs"}
 
 NAMES: Final = {
     RDMSR: "RDMSR",
@@ -45,7 +56,7 @@ RATES: Final = {
     0x4F2E: 3,
     0x412E: 6,
     0x0108: 5,
-    0x81D0: 62,
+    0x81D0: 63,
 }
 """By event and unit mask: cycles, instructions, branches, branch misses, LLC references and misses, dTLB load
 misses, L1 loads.
@@ -63,13 +74,17 @@ _FIXED_TAKEN: dict[str, object] = {
     "pinned": True,
     "exclude_guest": False,
 }
+_HOST_TAKEN = {**_FIXED_TAKEN, "exclude_guest": True}
+_HOST_SAMPLES = {**_HOST_TAKEN, "kind": "record", "period": 50_000}
 _GP_TAKEN = {**_FIXED_TAKEN, "name": "gp", "events": ["branches"] * 4}
 TAKEN: Final[dict[str, list[dict[str, object]]]] = {
     "": [],
     "cycles": [_FIXED_TAKEN],
+    "host cycles": [_HOST_TAKEN],
+    "host samples": [_HOST_SAMPLES],
     "all": [_GP_TAKEN, _FIXED_TAKEN],
 }
-"""Host tools that hold the fixed counter of cycles, or with it all general-purpose ones."""
+"""Host tools that hold the fixed counter of cycles, some for the host alone, or all general-purpose, too."""
 _CMASKED: Final[dict[str, object]] = {
     "name": "kinds",
     "kind": "stat",
@@ -115,6 +130,8 @@ class Setup(NamedTuple):
     hidden : tuple of str
         Architectural events that CPUID calls unavailable.
     filter : Filter, optional
+    life : int, optional
+        Time slices that an unused event of `optimized` lives, if not the default.
     """
 
     design: str
@@ -125,6 +142,7 @@ class Setup(NamedTuple):
     taken: str = ""
     hidden: tuple[str, ...] = ()
     filter: Filter | None = None
+    life: int | None = None
 
     def __str__(self) -> str:
         parts = [self.design]
@@ -134,6 +152,7 @@ class Setup(NamedTuple):
         parts += [f"{self.taken} taken"] if self.taken else []
         parts += [f"without {', '.join(self.hidden)}"] if self.hidden else []
         parts += [str(self.filter)] if self.filter else []
+        parts += [f"life {self.life}"] if self.life is not None else []
         return " ".join(parts)
 
     @property
@@ -152,6 +171,8 @@ class Setup(NamedTuple):
         vm: dict[str, Any] = {"name": "vm", "cpus": [0], "thread": [{"name": "code", "program": "code"}]}
         if self.kvm != "5.0":
             host["kvm"] = self.kvm
+        if self.life is not None:
+            host |= {"design": self.design, "parameters": {"life": self.life}}
         if self.design != "native" and self.version != 2:
             vm["pmu_version"] = self.version
         if self.hidden:
@@ -205,6 +226,8 @@ class Step(NamedTuple):
             return f"CPUID 0A {('EAX', 'EBX', 'ECX', 'EDX')[self.register]}"
         if self.kind == WORK:
             return "host work"
+        if self.kind in LOOKS:
+            return f"{self.register:x} {LOOKS[self.kind]}"
         if self.kind == EMULATE:
             level = "user" if self.value == 2 else "kernel"
             return f"emulated {level} {'branch' if self.register & 2 else 'instruction'}"
@@ -266,6 +289,26 @@ def cpuid(register: int) -> Step:
 def switched(cycles: int) -> Step:
     """Return a switch of vCPUs, there and back, and user-mode code."""
     return Step(SWITCH, 0, cycles)
+
+
+def work(created: int, released: int) -> Step:
+    """Return a look at how many events host perf has created and released by now."""
+    return Step(WORK, 0, created << 16 | released)
+
+
+def inside(register: int, value: int) -> Step:
+    """Return a look at a register of the physical CPU while the guest runs."""
+    return Step(INSIDE, register, value)
+
+
+def outside(register: int, value: int) -> Step:
+    """Return a look at a register of the physical CPU while the host runs."""
+    return Step(OUTSIDE, register, value)
+
+
+def away(register: int, value: int) -> Step:
+    """Return a look at a register of the physical CPU between two vCPUs."""
+    return Step(AWAY, register, value)
 
 
 def emulated(*, branch: bool = False, user: bool = False) -> Step:

@@ -52,6 +52,6 @@ def run(chosen: Iterable[Case], kind: type[Way] = InKernels) -> Iterator[Failure
         for setup, group in groupby(chosen, key=lambda case: case.setup):
             way = kind(setup)
             for case in group:
-                failure = None if case.long and not way.runs_long else check(way, case)
+                failure = check(way, case) if way.can_do(case) else None
                 if failure is not None:
                     yield failure

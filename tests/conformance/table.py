@@ -116,8 +116,8 @@ def is_plain_fault(case: Case) -> bool:
 @cache
 def cases() -> tuple[Case, ...]:
     """Return all cases, those of a setup together."""
-    from tests.conformance.cases import counting, filters, registers
+    from tests.conformance.cases import counting, filters, registers, switching
 
-    found = [*registers.cases(), *counting.cases(), *filters.cases()]
+    found = [*registers.cases(), *counting.cases(), *filters.cases(), *switching.cases()]
     setups = list(dict.fromkeys(case.setup for case in found))
     return tuple(sorted(found, key=lambda case: setups.index(case.setup)))

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tests.conformance.setup import (
+    AWAY,
     CPUID,
     EMULATE,
     HOST_READ,
     HOST_WRITE,
+    INSIDE,
     KERNEL,
+    LOOKS,
     RDMSR,
     SWITCH,
     USER,
@@ -37,8 +40,9 @@ from vpmu.actors.vcpu import VCpu
 from vpmu.build import build
 from vpmu.kernels import columns as col
 from vpmu.kernels.advance import advance
-from vpmu.kernels.engine import STOP_WAIT
+from vpmu.kernels.engine import STATE_PICK, STOP_WAIT, leave_guest
 from vpmu.kernels.guest.threads import THREAD_REPLAY
+from vpmu.kernels.hardware import hw_read
 from vpmu.kernels.host.perf import CALL_CREATE, CALL_RELEASE
 from vpmu.kernels.integers import NEVER
 from vpmu.kernels.jit import U64
@@ -46,9 +50,11 @@ from vpmu.kernels.log import RECORD_ACCESS
 from vpmu.scenario.load import parse_scenario
 
 if TYPE_CHECKING:
+    from tests.conformance.table import Case
     from vpmu.kernels.jit import Arena
 
 _STEPS: Final = U64(1_000_000)
+_ONE: Final = U64(1)
 _WAIT: Final = int(STOP_WAIT)
 _REGISTER_SHIFT: Final = 8
 _TURNS: Final = 20_000
@@ -106,6 +112,8 @@ class Way:
     name = ""
     runs_long = False
     """Whether it can run code for a thousand seconds of virtual time."""
+    looks = False
+    """Whether it can stop the physical CPU in mid-exit and mid-switch, and look at its registers there."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -137,6 +145,12 @@ class Way:
         """The arena in which the guest lives."""
         return self._machines()[-1].arena
 
+    def can_do(self, case: Case) -> bool:
+        """Return whether a case can be carried out this way."""
+        return (self.runs_long or not case.long) and (
+            self.looks or not any(step.kind in LOOKS for step in case.steps)
+        )
+
     def reset(self) -> None:
         """Go back to where the guest took its first step."""
         for machine, start in zip(self._machines(), self._start, strict=True):
@@ -153,6 +167,8 @@ class Way:
             return Seen(0, self._leaf_0a()[step.register])
         if step.kind == WORK:
             return Seen(0, self._calls(CALL_CREATE) << 16 | self._calls(CALL_RELEASE))
+        if step.kind in LOOKS:
+            return Seen(0, self._look(step))
         before = int(self.guest[self.g + int(col.G_PMIS)])
         found = self._code(step) if step.kind in (USER, KERNEL, SWITCH) else self._access(step)
         return found._replace(pmis=int(self.guest[self.g + int(col.G_PMIS)]) - before)
@@ -166,6 +182,10 @@ class Way:
             hidden=self.setup.hidden,
             anythread_deprecated=self.setup.kvm == "7.0" and not hardware,
         )
+
+    def _look(self, step: Step) -> int:
+        """Return a register of the physical CPU: in the guest, in the host or between vCPUs."""
+        raise NotImplementedError
 
     def _calls(self, call: np.uint64) -> int:
         """Return how many calls of a kind host perf has served."""
@@ -234,6 +254,7 @@ class InKernels(Way):
 
     name = "kernels"
     runs_long = True
+    looks = True
 
     def _open(self, built: Machine) -> None:
         self._machine = built
@@ -242,12 +263,34 @@ class InKernels(Way):
         return [self._machine]
 
     def _wait(self) -> None:
-        s, log, until = self._machine.arena, self._machine.log, U64(self._machine.until_ns)
         for _ in range(_TURNS):
             if self._waits():
                 return
-            advance(s, log, until, _STEPS)
+            self._advance(_STEPS)
         raise StuckError("the guest never waits for its next step")
+
+    def _advance(self, steps: np.uint64) -> None:
+        advance(self._machine.arena, self._machine.log, U64(self._machine.until_ns), steps)
+
+    def _look(self, step: Step) -> int:
+        if step.kind != INSIDE:
+            self.host[self.p + int(col.P_STOP)] = 0
+            leave_guest(self.host, U64(self.p), U64(self.v))
+        if step.kind == AWAY:
+            self._switch_out()
+        _, word = hw_read(self.host, U64(self.p), U64(step.register))
+        if step.kind != INSIDE:
+            self._go_on()
+        return int(word)
+
+    def _switch_out(self) -> None:
+        """Let another vCPU be wanted, and the physical CPU go on until it has none."""
+        self.host[self.p + int(col.P_RESCHED)] = 1
+        for _ in range(_TURNS):
+            if self.host[self.p + int(col.P_STATE)] == STATE_PICK:
+                return
+            self._advance(_ONE)
+        raise StuckError("the vCPU is never switched out")
 
 
 class ByMessages(Way):
