@@ -165,8 +165,8 @@ def _mutants() -> Iterator[str]:
         "## The mutation run",
         "",
         f"`make mutants` makes {len(found)} mutants of the register and counter kernels, each with one mask,",
-        "width, comparison or update flipped, and runs the cases against each until one fails. All but those",
-        "below are caught. What a mutant below changes no guest can see.",
+        "width, comparison or update flipped, and runs the cases against each until one fails. It ends in an",
+        "error unless each is caught or stands below, with the reason, read from the code, why.",
         "",
     ]
     if mutants.undecided():
