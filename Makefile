@@ -12,6 +12,8 @@ DEV_STAMP := $(VENV)/.dev-stamp
 # The least line coverage of each of actors, cluster and vpmu, in percent.
 COV_MIN ?= 90
 PYTEST_ARGS ?=
+# Tests run in so many processes; 0 for one, in which a debugger can be used.
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 MUTANT_ARGS ?=
 FUZZ_FRAMES ?= 1000000
@@ -31,10 +33,10 @@ help: ## Show the targets
 demo: $(RUN_STAMP) ## Run perf stat in a guest under both designs and natively; print one table
 	$(BIN)/vpmu run $(DEMO_SCENARIO) --design $(DEMO_DESIGNS)
 
-test: $(DEV_STAMP) ## Run the tests with coverage (PYTEST_ARGS, COV_MIN)
+test: $(DEV_STAMP) ## Run the tests with coverage (PYTEST_ARGS, TEST_JOBS, COV_MIN)
 	$(BIN)/vpmu compile # while nobody traces: under coverage it would take four times as long
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest --numprocesses $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	@for room in actors cluster vpmu; do \
