@@ -46,7 +46,7 @@ from vpmu.kernels.engine import (
 )
 from vpmu.kernels.host.clock import CAUSE_SWITCH, pcpu_cost, spend
 from vpmu.kernels.host.reservation import reserve, unreserve
-from vpmu.kernels.host.scheduler import VCPU_READY, busiest_and_idlest, dequeue, enqueue, set_wake
+from vpmu.kernels.host.scheduler import VCPU_READY, busiest_and_idlest, dequeue, enqueue, survey
 from vpmu.kernels.integers import NEVER, U0, U1
 from vpmu.kernels.jit import U64, Arena, entry, kernel
 
@@ -138,8 +138,8 @@ def balance(s: Arena, h: np.uint64) -> None:
         enqueue(s, idlest, v)
         s[v + V_MIGRATIONS] += U1
         s[h + H_MIGRATIONS] += U1
-        set_wake(s, busiest)
-        set_wake(s, idlest)
+        survey(s, busiest)
+        survey(s, idlest)
         spend(s, idlest, CAUSE_SWITCH, pcpu_cost(s, idlest, COST_VCPU_MIGRATE))
 
 

@@ -25,7 +25,7 @@ from vpmu.kernels.guest.due import due_of, unread
 from vpmu.kernels.guest.sessions import event_times, next_session
 from vpmu.kernels.guest.threads import next_wake
 from vpmu.kernels.hardware import hw_reset
-from vpmu.kernels.host.scheduler import enqueue, set_wake
+from vpmu.kernels.host.scheduler import enqueue, survey
 from vpmu.kernels.integers import U0, U1
 from vpmu.kernels.jit import U64, Arena, entry
 from vpmu.kernels.program import (
@@ -67,7 +67,7 @@ def place_vcpu(s: Arena, p: np.uint64, v: np.uint64) -> None:
 @entry
 def boot_timers(s: Arena, p: np.uint64) -> None:
     """Set the timers of a physical CPU once its vCPUs and tools are there."""
-    set_wake(s, p)
+    survey(s, p)
     set_tool_timer(s, p)
 
 

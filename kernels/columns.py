@@ -269,6 +269,9 @@ P_CURRENT = _row.word()
 P_QUEUE_HEAD = _row.word()
 """First vCPU of the run queue's list (all vCPUs placed here, runnable or not)."""
 P_NR_VCPUS = _row.word()
+P_NR_READY = _row.word()
+"""How many vCPUs of the run queue wait for the CPU, and the least V_VRUNTIME of them, NEVER if none does."""
+P_LEAST_VRUNTIME = _row.word()
 P_TICK_NS = _row.word()
 P_TICK_AT = _row.word()
 P_NOISE_NS = _row.word()
@@ -317,6 +320,8 @@ P_BUS_RATE = _row.word()
 P_HOST_PROGRAM = _row.word()
 """What host kernel code retires."""
 P_HOST_CURSOR = _row.words(8)
+P_HOST_OWED = _row.word()
+"""Cycles that host kernel code has run beyond the cursor."""
 P_CPU_CONTEXT = _row.word()
 P_DESIGN = _row.word()
 """Number of the host's design."""

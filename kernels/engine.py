@@ -253,30 +253,30 @@ def _stop(s: Arena, p: np.uint64, stop: np.uint64) -> np.uint64:
 
 @kernel
 def _call_step(s: Arena, p: np.uint64) -> np.uint64:
-    """Take a call to host perf one stage on: reservation, work, its release, the design's answer."""
+    """Take a call to host perf on: reservation and work, its release; then the design's answer."""
     call = s[p + P_CALL]
     stage = s[p + P_CALL_STAGE]
+    if stage == STAGE_RELEASED:
+        _call_done(s, p, call)
+        return STOP_NONE
     if stage == STAGE_NEW:
         if _needs_reservation(s, p, call):
             return _stop(s, p, STOP_RESERVE)
-        s[p + P_CALL_STAGE] = STAGE_RESERVED
-    elif stage == STAGE_RESERVED:
+        stage = STAGE_RESERVED
+        s[p + P_CALL_STAGE] = stage
+    if stage == STAGE_RESERVED:
         if s[p + P_REMOTE_PERF] != U0:
             return _stop(s, p, STOP_PERF)
         perf_call(s, p)
-        s[p + P_CALL_STAGE] = STAGE_SERVED
-    elif stage == STAGE_SERVED:
-        spend(s, p, _CAUSE_OF_CALL[call], s[p + P_CALL_COST])
-        s[p + P_CALLS + call] += U1
-        if call == CALL_CREATE:
-            s[s[p + P_CALL_VCPU] + V_NR_EVENTS] += U1
-        elif call == CALL_RELEASE:
-            s[s[p + P_CALL_VCPU] + V_NR_EVENTS] -= U1
-        s[p + P_CALL_STAGE] = STAGE_RELEASED
-        if _gives_up_reservation(s, p, call):
-            return _stop(s, p, STOP_UNRESERVE)
-    else:
-        _call_done(s, p, call)
+    spend(s, p, _CAUSE_OF_CALL[call], s[p + P_CALL_COST])
+    s[p + P_CALLS + call] += U1
+    if call == CALL_CREATE:
+        s[s[p + P_CALL_VCPU] + V_NR_EVENTS] += U1
+    elif call == CALL_RELEASE:
+        s[s[p + P_CALL_VCPU] + V_NR_EVENTS] -= U1
+    s[p + P_CALL_STAGE] = STAGE_RELEASED
+    if _gives_up_reservation(s, p, call):
+        return _stop(s, p, STOP_UNRESERVE)
     return STOP_NONE
 
 

@@ -23,7 +23,7 @@ from vpmu.kernels.host.scheduler import (
     VCPU_HALTED,
     VCPU_RUNNING,
     dequeue,
-    set_wake,
+    survey,
 )
 from vpmu.kernels.jit import Arena, entry
 
@@ -43,7 +43,7 @@ def send_away(s: Arena, v: np.uint64) -> None:
             leave_guest(s, p, v)
     elif state == VCPU_HALTED:
         s[v + V_WAKE_AT] = min(s[v + V_WAKE_AT], s[p + P_NOW])
-        set_wake(s, p)
+        survey(s, p)
     elif state == VCPU_DONE:
         dequeue(s, p, v)
         s[v + V_MOVE] = MOVE_GONE
@@ -70,4 +70,4 @@ def take_in(
     s[v + V_MASKED] = masked
     s[v + V_PINNED] = pinned
     comes(s, p, v, at)
-    set_wake(s, p)
+    survey(s, p)

@@ -13,6 +13,7 @@ from vpmu.kernels.columns import (
     P_CALL_STAGE,
     P_CALL_VCPU,
     P_CURRENT,
+    P_NR_READY,
     P_STOP,
     TO_STATE,
     V_GUEST,
@@ -21,7 +22,6 @@ from vpmu.kernels.engine import ASK_RESUME, STAGE_SERVED, STOP_NONE, ran, reserv
 from vpmu.kernels.guest.step import guest_go, guest_resume
 from vpmu.kernels.host.perf import CALL_TOOL_CLOSE, CALL_TOOL_OPEN, perf_call
 from vpmu.kernels.host.reservation import reserve, unreserve
-from vpmu.kernels.host.scheduler import nr_ready
 from vpmu.kernels.integers import U0, U1, U2
 from vpmu.kernels.jit import Arena, entry
 
@@ -103,7 +103,7 @@ def reservation_served(s: Arena, p: np.uint64, start: np.uint64, work_ns: np.uin
 @entry
 def runnable_vcpus(s: Arena, p: np.uint64) -> np.uint64:
     """Return a physical CPU's load as balance() sees it."""
-    return nr_ready(s, p) + (U1 if s[p + P_CURRENT] != U0 else U0)
+    return s[p + P_NR_READY] + (U1 if s[p + P_CURRENT] != U0 else U0)
 
 
 @entry

@@ -15,6 +15,7 @@ from vpmu.kernels.columns import (
     P_CORE_RATE,
     P_CURRENT,
     P_HOST_CURSOR,
+    P_HOST_OWED,
     P_HOST_PROGRAM,
     P_ID,
     P_INDEX,
@@ -34,7 +35,7 @@ from vpmu.kernels.columns import (
     R_SEED,
 )
 from vpmu.kernels.costs import C_SPREAD, COST_COLUMNS, COST_HOST_IRQ, COST_L1D_FLUSH, draw_cost
-from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_NONE, KIND_REF_CYCLES
+from vpmu.kernels.events import KIND_BUS_CYCLES, KIND_CYCLES, KIND_NONE, KIND_REF_CYCLES
 from vpmu.kernels.hardware import hw_count
 from vpmu.kernels.integers import NEVER, U0, U1, lowest_bit, rate_at
 from vpmu.kernels.jit import U64, Arena, inlined, kernel
@@ -217,16 +218,42 @@ def wake_clock(s: Arena, p: np.uint64) -> None:
 
 @kernel
 def _count_host(s: Arena, p: np.uint64, active: np.uint64, start: np.uint64, end: np.uint64) -> None:
-    """Let the counters that are on in the host count what its kernel retires."""
-    program = s[p + P_HOST_PROGRAM]
-    cursor = p + P_HOST_CURSOR
+    """Let the counters that are on in the host count what its kernel retires.
+
+    Cycles need no program: it is gone through once somebody counts something else.
+    """
+    cycles = rate_at(end, s[p + P_CORE_RATE]) - rate_at(start, s[p + P_CORE_RATE])
+    others = U0
     left = active
     while left != U0:
         slot = lowest_bit(left)
         left &= left - U1
+        if s[p + HW_KIND + slot] != KIND_CYCLES:
+            others |= U1 << slot
+        elif s[p + HW_CPL + slot] & U1 != U0:
+            hw_count(s, p, slot, cycles)
+    if others == U0:
+        s[p + P_HOST_OWED] += cycles
+    else:
+        _count_others(s, p, others, start, end, cycles)
+
+
+@kernel
+def _count_others(
+    s: Arena, p: np.uint64, slots: np.uint64, start: np.uint64, end: np.uint64, cycles: np.uint64
+) -> None:
+    """Let counters of other events than cycles count what the host's kernel retires."""
+    program = s[p + P_HOST_PROGRAM]
+    cursor = p + P_HOST_CURSOR
+    program_seek(s, program, cursor, s[p + P_HOST_OWED])
+    s[p + P_HOST_OWED] = U0
+    left = slots
+    while left != U0:
+        slot = lowest_bit(left)
+        left &= left - U1
         s[R_SCRATCH + slot] = _host_total(s, p, program, cursor, slot, start)
-    left = active
-    program_seek(s, program, cursor, rate_at(end, s[p + P_CORE_RATE]) - rate_at(start, s[p + P_CORE_RATE]))
+    program_seek(s, program, cursor, cycles)
+    left = slots
     while left != U0:
         slot = lowest_bit(left)
         left &= left - U1

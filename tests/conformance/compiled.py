@@ -55,7 +55,7 @@ def compiled(mutant: Mutant, indexes: list[int]) -> Verdict:
             shutil.copytree(ROOT / room, root / room, symlinks=True)
         source = Path(root, "kernels", *mutant.module.split(".")).with_suffix(".py")
         source.write_text(ast.unparse(flipped(mutant)))
-        return verdict(root, "", indexes, XDG_CACHE_HOME=folder)
+        return verdict(root, "", indexes, VPMU_CACHE_DIR=str(root / "cache"))
 
 
 def main() -> int:

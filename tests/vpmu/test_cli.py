@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,22 +93,17 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: object):
 # -- start -------------------------------------------------------------------------------------------------
 
 
-def test_help_loads_nothing_heavy_and_is_fast():
+def test_help_loads_nothing_heavy():
+    # How long it takes is `make bench`'s: start_help.
     code = (
         "import sys\nfrom vpmu.cli import main\nmain(['--help'])\n"
         "heavy = {'numpy', 'numba', 'pyarrow', 'zmq', 'trio', 'rich', 'msgspec', 'distributed'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     root = Path(vpmu.__file__).parents[1]
-    walls = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-        walls.append(time.perf_counter() - started)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "Run a scenario" in done.stdout
-    # The promise is 0.4 s for `vpmu --help`; the best of three leaves out what else the machine did.
-    assert min(walls) < 0.4
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Run a scenario" in done.stdout
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):
