@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,18 @@ def load_program(path: Path) -> Program:
     except OSError as error:
         raise ProgramError(f"cannot read: {error.strerror or error}", file=str(path)) from None
     if not data.lstrip().startswith(b"{"):
-        return import_callgrind(path)
+        return _import(path, data)
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ProgramError(f"not valid JSON: {error}", file=str(path)) from None
     return _check(_convert(raw, path), path)
+
+
+@lru_cache(maxsize=8)
+def _import(path: Path, data: bytes) -> Program:
+    """Import a profile; one and the same is imported once, however many seeds run it."""
+    return import_callgrind(path)
 
 
 def _convert(raw: dict[str, Any], path: Path) -> Program:
