@@ -25,10 +25,12 @@ DEMO_DESIGNS ?= legacy,optimized,native
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench scale workers docs conformance mutants soak chaos container fuzz fuzz-atheris ftest-profile lock clean
+.PHONY: help environment demo test lint format bench scale workers docs conformance mutants soak chaos container fuzz fuzz-atheris ftest-profile lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | awk '{n = $$1; $$1 = ""; printf "%-15s%s\n", n, $$0}'
+
+environment: $(DEV_STAMP) ## Make .venv with all that tests and tools need
 
 demo: $(RUN_STAMP) ## Run perf stat in a guest under both designs and natively; print one table
 	$(BIN)/vpmu run $(DEMO_SCENARIO) --design $(DEMO_DESIGNS)

@@ -143,7 +143,9 @@ class Builder:
         }
         self._figures: dict[tuple[str, int], dict[str, tuple[int, int, int]]] = {}
         self.layout = Layout()
+        self._numbers = {host.name: number for number, host in enumerate(scenario.hosts)}
         self.placed = [placed for vm in scenario.vms for placed in self._place(vm)]
+        self._floating = Counter(placed.host for placed in self.placed if placed.pinned is None)
         self.derived = derived_configs(self._configs())
 
     def _native(self, host: int) -> bool:
@@ -151,7 +153,7 @@ class Builder:
         return not self.modules[host].INTERCEPTS
 
     def _place(self, vm: Vm) -> list[_Placed]:
-        host = [host.name for host in self.scenario.hosts].index(vm.host)
+        host = self._numbers[vm.host]
         placed = []
         for copy, name in enumerate(vm.copies()):
             for vcpu in range(vm.vcpus):
@@ -372,7 +374,6 @@ class Builder:
         h = self._take(self.host_rows)
         self.machine.hosts.append(HostEntry(index, host.name, h))
         first = self.pcpu_rows.row(self._taken["pcpu"])
-        floating = sum(1 for p in self.placed if p.host == index and p.pinned is None)
         self._set(
             h,
             H_ID=(1 << 40) | index,
@@ -382,7 +383,7 @@ class Builder:
             H_HELD=int(host.watchdog and not self._native(index)),
             H_BALANCE_NS=host.balance_ns,
             H_BALANCE_AT=host.balance_ns,
-            H_FLOATING=floating,
+            H_FLOATING=self._floating[index],
         )
         for cpu in range(host.cpus):
             self._fill_pcpu(index, host, profile, h, cpu)

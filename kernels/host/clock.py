@@ -133,7 +133,7 @@ def spend(s: Arena, p: np.uint64, cause: np.uint64, ns: np.uint64) -> None:
     """
     end = s[p + P_NOW] + ns
     s[p + P_CAUSES + cause] += ns
-    if s[p + P_IRQ_AT] < end or host_active(s, p) != U0:
+    if s[p + P_IRQ_AT] < end or (ns != U0 and host_active(s, p) != U0):
         _spend(s, p, end)
     else:
         s[p + P_NOW] = end
