@@ -1,10 +1,11 @@
 """One worker against two, and what checkpoints cost: whole runs of examples/fleet/scale.toml, `make workers`.
 
-Each line is a process of its own with the workers that it starts. `run` is the wall time of all; `a second`
-is what another second of virtual time takes, from the difference between a long run and a short one, so that
-starting and collecting are not in it. `busy` is the same for the worker that computes most, in its processor
-time, as the kernel counts it: where others use the machine, too, this is what two free cores would take, but
-for the waits for peers, of which `peers` is the part of a second.
+Each run is a process of its own with the workers that it starts. The variants take turns, since the machine's
+speed changes within minutes, and the ratios are those of a round: the median of all rounds is printed, and
+the best time. `a second` is what a second of virtual time takes the slower worker, without start and
+collecting, of which `peers` is the part that it waited for the other one. `stands still` is how long a
+checkpoint stops the worker for which it takes longest, `in all` by how much it makes the run of its round
+longer than the one without, and `of 60 s` what one a minute costs by that.
 """
 
 from __future__ import annotations
@@ -14,40 +15,31 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from benchmarks.scale import SCENARIO
 
 _VCPUS_PER_HOST: Final = 100
 _DESIGN: Final = "optimized"
-SHORT_S: Final = 1
 VARIANTS: Final = {
     "one worker": ["--workers", "1", "--checkpoint", "100000"],
     "two workers": ["--workers", "2", "--checkpoint", "100000"],
-    "two, a checkpoint every 60 s": ["--workers", "2", "--checkpoint", "60"],
+    "two, with checkpoints": ["--workers", "2", "--checkpoint"],
 }
-"""All write their records to journals, so that they differ in nothing else."""
+"""All write their records to journals, so that they differ in nothing else; the last one's pause is given."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
-    """What a run takes, seconds: wall time, and of its workers the most processor time, the longest wait."""
+    """What a virtual second takes, of it the wait for peers, and what one checkpoint does; wall seconds."""
 
-    wall_s: float
-    busy_s: float
+    second_s: float
     peers_s: float
-
-    def each_second(self, shorter: Cost, seconds: int) -> Cost:
-        """Return what a second takes of those by which this run is longer than another."""
-        pairs = (
-            (self.wall_s, shorter.wall_s),
-            (self.busy_s, shorter.busy_s),
-            (self.peers_s, shorter.peers_s),
-        )
-        return Cost(*((long - short) / seconds for long, short in pairs))
+    checkpoint_s: float
+    checkpoints: int
 
 
 def run(vcpus: int, until_s: int, choices: list[str]) -> Cost:
@@ -58,36 +50,62 @@ def run(vcpus: int, until_s: int, choices: list[str]) -> Cost:
         command = [sys.executable, "-m", "vpmu.cli", "run", str(SCENARIO), "--design", _DESIGN, "--quiet"]
         command += ["--set", f"host.node.count={hosts}", "--set", f"fleet.vm.count={vcpus}"]
         command += ["--until", f"{until_s} s", "--keep", "none", "--out", str(out), *choices]
-        began = time.perf_counter()
         subprocess.run(command, check=True)
-        wall_s = time.perf_counter() - began
         timing = json.loads((out / "timing.json").read_text())
-    busy, peers = (
-        max(value for name, value in timing.items() if name.startswith(_DESIGN) and name.endswith(what))
-        for what in ("busy_s", "peers_s")
+    workers = [
+        {name: timing[f"{_DESIGN}.worker_{rank}.{name}"] for name in _NAMES}
+        for rank in range(timing["workers"])
+    ]
+    checkpoints = max(each["checkpoints"] for each in workers)
+    return Cost(
+        max(each["busy_s"] + each["queue_s"] + each["peers_s"] for each in workers) / until_s,
+        max(each["peers_s"] for each in workers) / until_s,
+        max(each["checkpoints_s"] for each in workers) / max(checkpoints, 1),
+        checkpoints,
     )
-    return Cost(wall_s, busy, peers)
+
+
+_NAMES: Final = ("busy_s", "queue_s", "peers_s", "checkpoints_s", "checkpoints")
 
 
 def main() -> None:
-    """Print a line for each variant."""
+    """Print a line for each run, then one for each variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vcpus", type=int, default=100_000)
-    parser.add_argument("--seconds", type=int, default=30, help="virtual time of the long run")
+    parser.add_argument("--seconds", type=int, default=6, help="virtual time of a run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pause", type=int, default=5, help="wall seconds between checkpoints")
     chosen = parser.parse_args()
-    print(f"{chosen.vcpus:,} vCPUs, {chosen.seconds} s of virtual time")
-    faster = f"{'times as fast':>14}"
-    print(f"{'':30} {'run':>9} {'a second':>10} {faster} {'busy':>8} {faster} {'peers':>8}")
-    first: Cost | None = None
-    for name, choices in VARIANTS.items():
-        short, long = (run(chosen.vcpus, until_s, choices) for until_s in (SHORT_S, chosen.seconds))
-        cost = long.each_second(short, chosen.seconds - SHORT_S)
-        first = first or cost
-        print(
-            f"{name:30} {long.wall_s:7.1f} s {cost.wall_s:8.2f} s {first.wall_s / cost.wall_s:13.2f}x "
-            f"{cost.busy_s:6.2f} s {first.busy_s / cost.busy_s:13.2f}x {cost.peers_s:6.2f} s",
-            flush=True,
+    print(f"{chosen.vcpus:,} vCPUs, {chosen.seconds} s of virtual time, {chosen.rounds} rounds")
+    print(
+        f"{'':24} {'a second':>10} {'of one':>8} {'peers':>8} {'stands still':>13} {'in all':>9} {'of 60 s':>8}"
+    )
+    rounds: list[list[Cost]] = []
+    for _ in range(chosen.rounds):
+        costs = []
+        for name, choices in VARIANTS.items():
+            pause = [str(chosen.pause)] if choices[-1] == "--checkpoint" else []
+            costs.append(run(chosen.vcpus, chosen.seconds, [*choices, *pause]))
+            _print(name, [costs], chosen.seconds)
+        rounds.append(costs)
+    print(f"the best second and the medians of all else, of {chosen.rounds}:")
+    for number, name in enumerate(VARIANTS):
+        _print(name, [costs[: number + 1] for costs in rounds], chosen.seconds)
+
+
+def _print(name: str, rounds: list[list[Cost]], seconds: int) -> None:
+    """Print what the last run of each round says, beside those before it in the same round."""
+    last = [costs[-1] for costs in rounds]
+    ratio = median(costs[0].second_s / costs[-1].second_s for costs in rounds)
+    peers_s = median(each.peers_s for each in last)
+    line = f"{name:24} {min(each.second_s for each in last):8.2f} s {ratio:7.2f}x {peers_s:6.2f} s"
+    if all(each.checkpoints for each in last):
+        in_all_s = median(
+            (costs[-1].second_s - costs[-2].second_s) * seconds / costs[-1].checkpoints for costs in rounds
         )
+        still_s = median(each.checkpoint_s for each in last)
+        line += f" {still_s:11.2f} s {in_all_s:7.2f} s {in_all_s / 60:7.1%}"
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 ENTRY = "vpmu.cluster.node:play"
 _KIND = np.uint64(0xFF)
+_CLOCK_WORDS = 1 + len(Waits().words())
 MOST_STARTS = 20
 """How often a run is started before it is given up."""
 _LOG = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ OnWaits = Callable[[list[Waits]], None]
 class Part(msgspec.Struct, frozen=True):
     """What every rank is told: the machine and how it is divided; sent as MessagePack.
 
-    The arena comes with it, compressed, or stands in memory that ranks on the same machine share.
+    All of it is compressed. The arena comes with it or stands in memory that ranks on the same machine share.
     """
 
     design: str
@@ -150,7 +151,7 @@ def pack_part(
         machine.reboots,
         None if start is None else start.writing,
     )
-    return msgspec.msgpack.encode(part)
+    return zlib.compress(msgspec.msgpack.encode(part), 1)
 
 
 def unpack_machine(part: Part) -> Machine:
@@ -173,7 +174,7 @@ def unpack_machine(part: Part) -> Machine:
 
 async def play(hub: Hub, rank: int, payload: bytes) -> bytes:
     """Play one rank of a run; the entry of the gang."""
-    part = msgspec.msgpack.decode(payload, type=Part)
+    part = msgspec.msgpack.decode(zlib.decompress(payload), type=Part)
     if part.design_file:
         registry.add_design(Path(part.design_file))
     # Note that designs must be named before the engine is imported.
@@ -290,8 +291,8 @@ class _Home:
             each.take(frame.records)
 
     def _on_clock(self, frame: Frame) -> None:
-        if (frame.header.nr_records, frame.header.words) != (1, 6):
-            raise RemoteProtocolError("a clock of more or less than six words")
+        if (frame.header.nr_records, frame.header.words) != (1, _CLOCK_WORDS):
+            raise RemoteProtocolError(f"a clock of more or less than {_CLOCK_WORDS} words")
         rank = frame.header.source_rank
         self._clocks[rank], *waits = frame.record()
         self._waits[rank] = Waits.of_words(*waits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 
 import msgspec
@@ -167,6 +168,7 @@ class Seat:
         """Write this rank's rows and records, all being at the end of a window."""
         if self._checkpoints is None:
             raise RemoteProtocolError("wants a checkpoint, but nobody asked for any")
+        began = time.perf_counter()
         self._drain_log()
         for perf in self.perfs.values():
             perf.settle()
@@ -177,6 +179,8 @@ class Seat:
         nr_ranks = len(self._roles.cpu_ranks())
         at_ns, pending = self._barrier.at_ns, self._barrier.pending
         self._written.send_nowait(self._checkpoints.write(at_ns, ranges, nr_ranks, pending))
+        self.watch.saving_s += time.perf_counter() - began
+        self.watch.saves += 1
 
     async def _tell_checkpoints(self) -> None:
         """Tell the coordinator of each checkpoint once the disk has it."""

@@ -28,7 +28,8 @@ _NOTHING: Final = 0
 class Waits(msgspec.Struct, frozen=True):
     """Where the wall time of a rank went, seconds: it computed, waited for a processor, or for peers.
 
-    And how often its kernels came back, and how many vCPUs began there.
+    And how often its kernels came back, how many vCPUs began there, and for how much of the time, and how
+    often, it stood still to write a checkpoint.
     """
 
     busy_s: float = 0.0
@@ -36,6 +37,8 @@ class Waits(msgspec.Struct, frozen=True):
     peers_s: float = 0.0
     stops: int = 0
     vcpus: int = 0
+    saving_s: float = 0.0
+    saves: int = 0
 
     @property
     def stops_per_s(self) -> float:
@@ -52,12 +55,14 @@ class Waits(msgspec.Struct, frozen=True):
     def words(self) -> tuple[int, ...]:
         """Return all, the times in whole nanoseconds, as a frame carries them."""
         times = (int(seconds * NS_PER_S) for seconds in (self.busy_s, self.queue_s, self.peers_s))
-        return *times, self.stops, self.vcpus
+        return *times, self.stops, self.vcpus, int(self.saving_s * NS_PER_S), self.saves
 
     @classmethod
-    def of_words(cls, busy_ns: int, queue_ns: int, peers_ns: int, stops: int, vcpus: int) -> Waits:
+    def of_words(cls, *words: int) -> Waits:
         """Return what `words` was asked of."""
-        return cls(busy_ns / NS_PER_S, queue_ns / NS_PER_S, peers_ns / NS_PER_S, stops, vcpus)
+        busy_ns, queue_ns, peers_ns, stops, vcpus, saving_ns, saves = words
+        times = (busy_ns / NS_PER_S, queue_ns / NS_PER_S, peers_ns / NS_PER_S)
+        return cls(*times, stops, vcpus, saving_ns / NS_PER_S, saves)
 
 
 @dataclass(eq=False)
@@ -72,11 +77,17 @@ class Watch:
         vCPUs that began here.
     stops : int
         How often the kernels came back, and what they came back for.
+    saving_s : float
+        Wall time that checkpoints took from the run.
+    saves : int
+        How many there were.
     """
 
     clock_ns: Callable[[], int] = lambda: _NOTHING
     vcpus: int = 0
     stops: int = 0
+    saving_s: float = 0.0
+    saves: int = 0
     hub: Hub | None = None
     labels: dict[str, str] = field(default_factory=dict)
     _thread: Path = Path()
@@ -101,7 +112,8 @@ class Watch:
     def waits(self) -> Waits:
         """Return where the time since `begin` went."""
         wall, busy, queue = (now - then for now, then in zip(self._times(), self._began, strict=True))
-        return Waits(busy, queue, max(wall - busy - queue, 0.0), self.stops, self.vcpus)
+        peers = max(wall - busy - queue, 0.0)
+        return Waits(busy, queue, peers, self.stops, self.vcpus, self.saving_s, self.saves)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures as Prometheus' metrics; called at each scrape, in another thread."""

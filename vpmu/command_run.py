@@ -262,10 +262,16 @@ def _timing(result: RunResult, options: RunOptions, wall_s: float) -> dict[str, 
 def _waits_of(waits: dict[str, list[Waits]]) -> dict[str, float | int | str]:
     """Return where the time of each worker went, for timing.json."""
     return {
-        f"{design}.worker_{rank}.{name}_s": round(seconds, 3)
+        f"{design}.worker_{rank}.{name}": round(value, 3)
         for design, found in waits.items()
         for rank, each in enumerate(found)
-        for name, seconds in (("busy", each.busy_s), ("queue", each.queue_s), ("peers", each.peers_s))
+        for name, value in (
+            ("busy_s", each.busy_s),
+            ("queue_s", each.queue_s),
+            ("peers_s", each.peers_s),
+            ("checkpoints_s", each.saving_s),
+            ("checkpoints", each.saves),
+        )
     }
 
 
@@ -284,5 +290,10 @@ def _print(result: RunResult, output: Output, wall_s: float, waits: dict[str, li
         for rank, each in enumerate(found if len(found) > 1 else ()):
             console.print(
                 f"{design}, worker {rank}: worked {each.busy_s:.2f} s, waited {each.queue_s:.2f} s for a "
-                f"processor and {each.peers_s:.2f} s ({each.peers_share:.0%}) for its peers"
+                f"processor and {each.peers_s:.2f} s ({each.peers_share:.0%}) for its peers" + _saves(each)
             )
+
+
+def _saves(waits: Waits) -> str:
+    """Say what checkpoints took from a worker's time."""
+    return f"; {waits.saves} checkpoints took {waits.saving_s:.2f} s" if waits.saves else ""

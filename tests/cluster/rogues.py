@@ -85,7 +85,7 @@ ACTS: dict[str, tuple[int, Act, str]] = {
     "tells_two_clocks": (
         2,
         lambda hub: hub.send_record_nowait(Kind.WINDOW, COORDINATOR, (1, 2)),
-        "rank 2 failed: a clock of more or less than six words",
+        "rank 2 failed: a clock of more or less than 8 words",
     ),
     "records_what_is_not": (
         2,
