@@ -78,7 +78,8 @@ def main() -> None:
     chosen = parser.parse_args()
     print(f"{chosen.vcpus:,} vCPUs, {chosen.seconds} s of virtual time, {chosen.rounds} rounds")
     print(
-        f"{'':24} {'a second':>10} {'of one':>8} {'peers':>8} {'stands still':>13} {'in all':>9} {'of 60 s':>8}"
+    heads = f"{'a second':>10} {'of one':>8} {'peers':>8} {'stands still':>13} {'in all':>9} {'of 60 s':>8}"
+    print(f"{'':24} {heads}")
     )
     rounds: list[list[Cost]] = []
     for _ in range(chosen.rounds):
