@@ -77,10 +77,8 @@ def main() -> None:
     parser.add_argument("--pause", type=int, default=5, help="wall seconds between checkpoints")
     chosen = parser.parse_args()
     print(f"{chosen.vcpus:,} vCPUs, {chosen.seconds} s of virtual time, {chosen.rounds} rounds")
-    print(
     heads = f"{'a second':>10} {'of one':>8} {'peers':>8} {'stands still':>13} {'in all':>9} {'of 60 s':>8}"
     print(f"{'':24} {heads}")
-    )
     rounds: list[list[Cost]] = []
     for _ in range(chosen.rounds):
         costs = []
