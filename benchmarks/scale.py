@@ -3,6 +3,8 @@
 Each point is a process of its own, so that its peak of memory is its own. The run is timed apart from the
 start: reading the scenario and filling the arena in. A second of virtual time is told in wall time and in
 processor time of the one thread that runs it; the latter is what counts where others use the machine, too.
+Each point is run some rounds, and the one with the least processor time is printed: what others do on the
+same core, or on its other hyperthread, makes it up to twice as long.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with --point")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="largest number of vCPUs")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each point; the best is printed")
     chosen = parser.parse_args()
     if chosen.point:
         print(point(int(chosen.point[0]), chosen.point[1], chosen.active, chosen.set))
@@ -111,8 +114,16 @@ def main() -> None:
         if vcpus <= chosen.most:
             command = [sys.executable, "-m", "benchmarks.scale", "--point", str(vcpus), design]
             command += ["--active", str(active), *(word for each in changes for word in ("--set", each))]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            print(done.stdout, end="", flush=True)
+            lines = [
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                for _ in range(chosen.rounds)
+            ]
+            print(min(lines, key=_of_a_core), end="", flush=True)
+
+
+def _of_a_core(line: str) -> float:
+    """Return the processor time in a line of the table, seconds."""
+    return float(line.split()[8])
 
 
 if __name__ == "__main__":
