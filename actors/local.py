@@ -28,11 +28,11 @@ def drain_log(machine: Machine) -> Arena:
 
 
 def steps(machine: Machine, until_ns: int | None = None) -> Iterator[Arena]:
-    """Advance a machine to its end, or to ``until_ns``, a budget at a time; yield the records of each.
+    """Advance a machine to its end, or to ``until_ns`` before it, a budget at a time; yield each's records.
 
     The caller gets its turn about every tenth of a second and may stop for good at any yield.
     """
-    end = machine.until_ns if until_ns is None else until_ns
+    end = machine.until_ns if until_ns is None else min(until_ns, machine.until_ns)
     fleet = Fleet(machine)
     while True:
         window = min(end, fleet.next_ns)

@@ -381,3 +381,12 @@ def test_the_rows_of_all_actors_are_disjoint_and_leave_only_what_is_shared(machi
     events = machine.regions["event"]
     spare = unowned[(unowned < events.base) | (unowned >= events.base + events.rows * events.columns)]
     assert not machine.arena[spare].any()
+
+
+def test_a_run_asked_to_go_beyond_its_end_ends_there():
+    from tests.cluster.machines import example_machine
+    from vpmu.actors.local import clock_ns, run_machine
+
+    machine = example_machine("designs/pauses.toml", "native")
+    run_machine(machine, None, machine.until_ns + 10**9)
+    assert clock_ns(machine) == machine.until_ns
