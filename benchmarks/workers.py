@@ -24,6 +24,7 @@ from benchmarks.scale import SCENARIO
 
 _VCPUS_PER_HOST: Final = 100
 _DESIGN: Final = "optimized"
+_NAMES: Final = ("busy_s", "queue_s", "peers_s", "checkpoints_s", "checkpoints")
 VARIANTS: Final = {
     "one worker": ["--workers", "1", "--checkpoint", "100000"],
     "two workers": ["--workers", "2", "--checkpoint", "100000"],
@@ -63,9 +64,6 @@ def run(vcpus: int, until_s: int, choices: list[str]) -> Cost:
         max(each["checkpoints_s"] for each in workers) / max(checkpoints, 1),
         checkpoints,
     )
-
-
-_NAMES: Final = ("busy_s", "queue_s", "peers_s", "checkpoints_s", "checkpoints")
 
 
 def main() -> None:
