@@ -12,6 +12,7 @@ from vpmu.kernels.columns import (
     G_TIMER_AT,
     H_HELD,
     HW_GLOBAL_STATUS,
+    HW_HOST_SLOTS,
     HW_LVTPC,
     HW_PMI,
     NO_SLOT,
@@ -124,6 +125,9 @@ from vpmu.kernels.host.clock import (
     CAUSE_SWITCH,
     CAUSE_TOOLS,
     CAUSE_UNRESERVE,
+    LATER_NS,
+    count_host,
+    counts_later,
     interrupt,
     pcpu_cost,
     spend,
@@ -144,6 +148,7 @@ from vpmu.kernels.host.perf import (
     CALL_TOOL_OPEN,
     CALL_UPDATE,
     perf_call,
+    quiet_tick,
 )
 from vpmu.kernels.host.scheduler import (
     VCPU_BLOCKED,
@@ -501,9 +506,7 @@ def _host_turn(s: Arena, p: np.uint64) -> None:
         perf_arguments(s, v, p, word, U0, now)
     elif s[p + HW_PMI] != U0:
         _host_pmi(s, p, v)
-    elif s[p + P_TICKED] != U0:
-        s[p + P_TICKED] = U0
-        scheduler_tick(s, p)
+    elif s[p + P_TICKED] != U0 and not _tick(s, p, v):
         begin_call(s, p, CALL_TICK, v, U0)
     elif s[p + P_IRQ_AT] <= now:
         s[p + P_NOW] += interrupt(s, p)
@@ -521,6 +524,14 @@ def _host_turn(s: Arena, p: np.uint64) -> None:
         _halt(s, p, v)
     else:
         _enter(s, p, v)
+
+
+@kernel
+def _tick(s: Arena, p: np.uint64, v: np.uint64) -> bool:
+    """Take a host's tick; False if host perf has to be called for its part."""
+    s[p + P_TICKED] = U0
+    scheduler_tick(s, p)
+    return s[p + P_REMOTE_PERF] == U0 and s[p + P_IRQ_AT] > s[p + P_NOW] and quiet_tick(s, p)
 
 
 @kernel
@@ -577,6 +588,8 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
     inject = s[v + V_INJECT] != U0
     outcome = s[v + V_OUTCOME]
     value = s[v + V_VALUE]
+    counted_to = U0
+    later = False
     while True:
         now = s[p + P_NOW]
         if reason == U0:
@@ -588,15 +601,23 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
             reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
             if reason != GUEST_ACCESS or now >= until:
                 resumed(s, v, reason)
+        if later and (reason != GUEST_ACCESS or now >= until or now - counted_to > LATER_NS):
+            count_host(s, p, counted_to, now)
+            later = False
         if now >= until:
             return STOP_WINDOW
         if reason == GUEST_ACCESS:
+            if not later:
+                counted_to = now
+                later = counts_later(s, p)
             s[R_STEPS] -= U1 if s[R_STEPS] != U0 else U0
-            outcome, value, now, then = access(s, p, v, g)
+            outcome, value, now, then = access(s, p, v, g, U0 if later else s[p + HW_HOST_SLOTS])
             s[p + P_NOW] = now
             if then == OUT or answers or s[R_STEPS] == U0 or _log_is_full(s):
                 _keep_result(s, p, v, outcome, value, then)
                 if then == OUT or s[R_STEPS] == U0 or _log_is_full(s):
+                    if later:
+                        count_host(s, p, counted_to, now)
                     return STOP_NONE
             reason = U0
             complete = True

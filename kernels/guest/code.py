@@ -34,6 +34,17 @@ _WATCH = U64(WATCH_COLUMNS)
 
 
 @kernel
+def _counts_others(s: Arena, g: np.uint64, level: np.uint64) -> bool:
+    """Return whether a watched counter counts something else than cycles at this level."""
+    others = False
+    w = g + G_WATCH
+    for _ in range(s[g + G_NWATCH]):
+        others = others or (s[w + W_KIND] != KIND_CYCLES and s[w + W_CPL] & level != U0)
+        w += _WATCH
+    return others
+
+
+@kernel
 def _deadline(s: Arena, g: np.uint64, level: np.uint64, now: np.uint64, limit: np.uint64) -> np.uint64:
     """Return the earlier of ``limit`` and the overflow of a watched counter that counts time."""
     w = g + G_WATCH
@@ -115,6 +126,21 @@ def _collect(
 
 
 @kernel
+def _collect_cycles(s: Arena, g: np.uint64, level: np.uint64, cycles: np.uint64) -> bool:
+    """As _collect(), where every watched counter that counts at this level counts cycles."""
+    stop = False
+    w = g + G_WATCH
+    for _ in range(s[g + G_NWATCH]):
+        if s[w + W_CPL] & level != U0:
+            s[w + W_RETIRED] += cycles
+            if s[w + W_LEFT] != U0:
+                stop = stop or s[w + W_LEFT] <= cycles
+                s[w + W_LEFT] -= cycles
+        w += _WATCH
+    return stop
+
+
+@kernel
 def run_code(s: Arena, g: np.uint64, now: np.uint64, limit: np.uint64) -> tuple[np.uint64, bool]:
     """Run the kernel code in progress, or else the current thread, until something happens.
 
@@ -146,15 +172,20 @@ def run_code(s: Arena, g: np.uint64, now: np.uint64, limit: np.uint64) -> tuple[
         cursor = thread + TH_CURSOR
         left = s[thread + TH_END] - s[cursor + CUR_POS]
     core = s[g + G_CORE_RATE]
-    end = _deadline(s, g, level, now, limit)
+    others = _counts_others(s, g, level)
+    end = _deadline(s, g, level, now, limit) if others else limit
     cycles = rate_at(end, core) - rate_at(now, core)
     most = _cycles_left(s, g, level, program, cursor, left)
     if most <= cycles:
         cycles = most
         end = now + ticks_until(now, core, cycles)
-    _mark(s, g, level, program, cursor)
+    if others:
+        _mark(s, g, level, program, cursor)
     program_seek(s, program, cursor, cycles)
-    overflowed = _collect(s, g, level, program, cursor, now, end)
+    if others:
+        overflowed = _collect(s, g, level, program, cursor, now, end)
+    else:
+        overflowed = _collect_cycles(s, g, level, cycles)
     _pass_time(s, g, now, end, cycles)
     return end, overflowed
 

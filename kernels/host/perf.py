@@ -39,6 +39,7 @@ from vpmu.kernels.columns import (
     P_CALL_SLOT,
     P_CALL_VALUE,
     P_CALL_VCPU,
+    P_CALLS,
     P_CPU_HW,
     P_GRANT,
     P_HASH,
@@ -55,6 +56,7 @@ from vpmu.kernels.columns import (
     U_CPU_CONTEXT,
     U_HOST_MASK,
     U_OVERFLOWED,
+    U_TICK_SEQ,
     V_CONTEXT,
     V_EVENTS,
     V_NR_GP,
@@ -98,6 +100,7 @@ from vpmu.kernels.perf.interrupt import (
     pmi_begin,
     pmi_end,
     tick_begin,
+    tick_is_quiet,
 )
 from vpmu.kernels.perf.queue import (
     OP_CALL,
@@ -329,6 +332,18 @@ def perf_call(s: Arena, p: np.uint64) -> None:
     s[p + P_CALL_COST] = before + ns + run_queue(s, p)
     _results(s, p, u, v, call)
     s[p + P_HASH] = mix(s[p + P_HASH], now, call | (s[p + P_CALL_SLOT] << U8), s[p + P_CALL_VALUE])
+
+
+@kernel
+def quiet_tick(s: Arena, p: np.uint64) -> bool:
+    """Carry out CALL_TICK at once if host perf has nothing to do at it; False if the call has to be made."""
+    if s[p + HW_PMI] != U0 or not tick_is_quiet(s, p + P_CPU_HW):
+        return False
+    s[p + P_CPU_HW + U_TICK_SEQ] += U1
+    s[p + P_REQUESTS] += U1
+    s[p + P_CALLS + CALL_TICK] += U1
+    s[p + P_HASH] = mix(s[p + P_HASH], s[p + P_NOW], CALL_TICK, U0)
+    return True
 
 
 @kernel

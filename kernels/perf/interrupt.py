@@ -203,14 +203,21 @@ def overflow_step(s: Arena, u: np.uint64, e: np.uint64, now: np.uint64) -> bool:
 def tick_begin(s: Arena, u: np.uint64) -> bool:
     """Do perf's part of a timer tick (perf_event_task_tick()); False if it has nothing to do."""
     s[u + U_TICK_SEQ] += U1
-    wanted = _frequency_events(s, s[u + U_CPU_CONTEXT]) or _frequency_events(s, s[u + U_TASK_CONTEXT])
-    if not wanted:
-        for i in range(s[u + U_NR_EVENTS]):
-            wanted = wanted or s[s[u + U_EVENT + U64(i)] + E_INTERRUPTS] == THROTTLED
-    if not wanted:
+    if tick_is_quiet(s, u):
         return False
     pmu_disable(s, u)
     _tick_next(s, u, U0)
+    return True
+
+
+@kernel
+def tick_is_quiet(s: Arena, u: np.uint64) -> bool:
+    """Return whether perf has nothing to do at a tick: no event to unthrottle, no period to adapt."""
+    if _frequency_events(s, s[u + U_CPU_CONTEXT]) or _frequency_events(s, s[u + U_TASK_CONTEXT]):
+        return False
+    for i in range(s[u + U_NR_EVENTS]):
+        if s[s[u + U_EVENT + U64(i)] + E_INTERRUPTS] == THROTTLED:
+            return False
     return True
 
 
