@@ -53,20 +53,10 @@ class RowMap:
 
     def __init__(self, machine: Machine) -> None:
         self._s = machine.arena
-        self._task = {vcpu.offset: self._find_task(vcpu.offset) for vcpu in machine.vcpus}
-        self._guest = {vcpu.offset: list(self._find_guest(vcpu.guest)) for vcpu in machine.vcpus}
+        self._guests: dict[int, Slices] = {}
 
     def _word(self, offset: int, column: np.uint64) -> int:
         return int(self._s[offset + int(column)])
-
-    def _find_task(self, v: int) -> Slices:
-        return [
-            (self._word(v, col.V_CONTEXT), _CONTEXT),
-            (
-                self._word(v, col.V_EVENTS),
-                (self._word(v, col.V_NR_GP) + _NR_FIXED) * _EVENT,
-            ),
-        ]
 
     def _find_guest(self, g: int) -> Iterator[tuple[int, int]]:
         yield g, col.GUEST_COLUMNS
@@ -85,11 +75,15 @@ class RowMap:
 
     def guest(self, v: int) -> Slices:
         """Return the guest of a vCPU: operating system, threads, sessions, their contexts and events."""
-        return self._guest[v]
+        found = self._guests.get(v)
+        if found is None:
+            found = self._guests[v] = list(self._find_guest(self._word(v, col.V_GUEST)))
+        return found
 
     def task(self, v: int) -> Slices:
         """Return what host perf keeps for a vCPU: its context and the events behind its vPMCs."""
-        return self._task[v]
+        events = (self._word(v, col.V_NR_GP) + _NR_FIXED) * _EVENT
+        return [(self._word(v, col.V_CONTEXT), _CONTEXT), (self._word(v, col.V_EVENTS), events)]
 
     @staticmethod
     def thread(v: int) -> Slices:

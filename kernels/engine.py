@@ -507,7 +507,7 @@ def _host_turn(s: Arena, p: np.uint64) -> None:
     elif s[p + HW_PMI] != U0:
         _host_pmi(s, p, v)
     elif s[p + P_TICKED] != U0 and not _tick(s, p, v):
-        begin_call(s, p, CALL_TICK, v, U0)
+        return
     elif s[p + P_IRQ_AT] <= now:
         s[p + P_NOW] += interrupt(s, p)
     elif s[p + P_WAKE_AT] <= now:
@@ -528,10 +528,15 @@ def _host_turn(s: Arena, p: np.uint64) -> None:
 
 @kernel
 def _tick(s: Arena, p: np.uint64, v: np.uint64) -> bool:
-    """Take a host's tick; False if host perf has to be called for its part."""
+    """Take a host's tick; False if host perf still has to serve the call for its part."""
     s[p + P_TICKED] = U0
     scheduler_tick(s, p)
-    return s[p + P_REMOTE_PERF] == U0 and s[p + P_IRQ_AT] > s[p + P_NOW] and quiet_tick(s, p)
+    begin_call(s, p, CALL_TICK, v, U0)
+    if s[p + P_REMOTE_PERF] != U0 or s[p + P_IRQ_AT] <= s[p + P_NOW] or not quiet_tick(s, p):
+        return False
+    s[p + P_CALL] = CALL_NONE
+    s[p + P_CALL_STAGE] = STAGE_RELEASED
+    return True
 
 
 @kernel
@@ -609,13 +614,15 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
         if reason == GUEST_ACCESS:
             if not later:
                 counted_to = now
-                later = counts_later(s, p)
+                later = not answers and counts_later(s, p)
             s[R_STEPS] -= U1 if s[R_STEPS] != U0 else U0
             outcome, value, now, then = access(s, p, v, g, U0 if later else s[p + HW_HOST_SLOTS])
             s[p + P_NOW] = now
-            if then == OUT or answers or s[R_STEPS] == U0 or _log_is_full(s):
+            stops = s[R_STEPS] == U0 or _log_is_full(s)
+            if then == OUT or answers or stops:
                 _keep_result(s, p, v, outcome, value, then)
-                if then == OUT or s[R_STEPS] == U0 or _log_is_full(s):
+                # At the window's end the guest gets its result, whatever is left of the budget.
+                if then == OUT or (stops and now < until):
                     if later:
                         count_host(s, p, counted_to, now)
                     return STOP_NONE

@@ -57,6 +57,7 @@ from vpmu.kernels.msr import (
 from vpmu.kernels.stats import ACTION_COLUMNS, ACTION_NAMES
 from vpmu.profile import Profile, load_profile
 from vpmu.program import Program
+from vpmu.scenario.contexts import EVENTS_PER_CONTEXT
 from vpmu.scenario.events import event_groups
 from vpmu.scenario.fleet import Move, Reboot, moves, reboots
 from vpmu.scenario.storm import group_of
@@ -242,6 +243,8 @@ class Builder:
         scenario = self.scenario
         layout = self.layout
         encoded = {name: program.encode(self.derived) for name, program in self.programs.items()}
+        for placed in self.placed:
+            self._check_own_tools(placed)
         self.host_tools = [self._tools(index) for index in range(len(scenario.hosts))]
         pcpus = sum(host.cpus for host in scenario.hosts)
         tools = sum(len(tools) for tools in self.host_tools) + pcpus
@@ -304,6 +307,25 @@ class Builder:
         host = self.scenario.hosts[placed.host].name
         tools = [tool for tool in self.scenario.tools if tool.host == host]
         return [tool for tool in tools if self._tool_covers(tool, placed)]
+
+    def _check_own_tools(self, placed: _Placed) -> None:
+        """Refuse more host tools than fit beside the sessions of a CPU, on bare hardware.
+
+        Raises
+        ------
+        UserError
+            With how many events there would be.
+        """
+        tools = self._own_tools(placed)
+        sessions = [session for session in placed.sessions if not session.thread]
+        events = sum(self._nr_events(each.events) for each in (*tools, *sessions))
+        events += int(self._has_watchdog(placed))
+        if tools and events > EVENTS_PER_CONTEXT:
+            who = f'vCPU {placed.vcpu} of "{placed.vm_name}"'
+            problem = (
+                f"on bare hardware the host's tools are the system's own: {who} would have {events} events"
+            )
+            raise UserError(f"{problem}, a perf context here holds {EVENTS_PER_CONTEXT}", file="tool")
 
     @staticmethod
     def _tool_covers(tool: Tool, placed: _Placed) -> bool:

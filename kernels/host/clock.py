@@ -78,7 +78,7 @@ CAUSE_TOOLS = U64(13)
 LATER_NS = U64(1 << 17)
 """How much host code of a guest's turn is counted in one piece at most, if counts_later()."""
 _FAR = U64(1 << 30)
-"""More than twice LATER_NS retire of any event: rates are below 64 a cycle, and clocks below 64 a nanosecond."""
+"""More than twice LATER_NS retires of any event: 64 a cycle, 64 cycles a nanosecond at most."""
 _COLUMNS = U64(COST_COLUMNS)
 
 
@@ -149,8 +149,8 @@ def spend(s: Arena, p: np.uint64, cause: np.uint64, ns: np.uint64) -> None:
 def pass_time(s: Arena, p: np.uint64, now: np.uint64, ns: np.uint64, counting: np.uint64) -> np.uint64:
     """Let host code run from ``now`` for ``ns``, as spend() does, and return when it ends.
 
-    The clock's word is left alone; booking the time is the caller's, and so is knowing the slots that may count
-    host code, HW_HOST_SLOTS, without those that it counts later.
+    The clock's word is left alone; booking the time is the caller's, and so is knowing the slots that may
+    count host code, HW_HOST_SLOTS, without those that it counts later.
     """
     end = now + ns
     if s[p + P_IRQ_AT] < end:
@@ -191,10 +191,10 @@ def host_active(s: Arena, p: np.uint64) -> np.uint64:
 
 @kernel
 def counts_later(s: Arena, p: np.uint64) -> bool:
-    """Return whether the host code of a guest's accesses may be counted in one piece, up to LATER_NS of it.
+    """Return whether host code of a guest's accesses may be counted in one piece, up to LATER_NS of it.
 
-    So it is if no counter that is on in the host overflows within that time, whatever it counts, and the guest
-    does not read the hardware's counters itself.
+    So it is if no counter that is on in the host overflows within that time, whatever it counts, and the
+    guest does not read the hardware's counters itself.
     """
     left = host_active(s, p)
     if s[p + P_INTERCEPTS] == U0:

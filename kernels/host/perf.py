@@ -336,12 +336,14 @@ def perf_call(s: Arena, p: np.uint64) -> None:
 
 @kernel
 def quiet_tick(s: Arena, p: np.uint64) -> bool:
-    """Carry out CALL_TICK at once if host perf has nothing to do at it; False if the call has to be made."""
-    if s[p + HW_PMI] != U0 or not tick_is_quiet(s, p + P_CPU_HW):
+    """Carry out a CALL_TICK at which host perf has nothing to do, at no cost; False if it has something."""
+    u = p + P_CPU_HW
+    if s[p + HW_PMI] != U0 or not tick_is_quiet(s, u):
         return False
-    s[p + P_CPU_HW + U_TICK_SEQ] += U1
+    s[u + U_TICK_SEQ] += U1
     s[p + P_REQUESTS] += U1
     s[p + P_CALLS + CALL_TICK] += U1
+    s[p + P_CALL_COST] = U0
     s[p + P_HASH] = mix(s[p + P_HASH], s[p + P_NOW], CALL_TICK, U0)
     return True
 

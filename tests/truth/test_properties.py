@@ -27,8 +27,9 @@ from tests.truth.machines import (
     words,
 )
 from tests.truth.scenarios import random_scenario
-from vpmu.actors.local import drain_log
+from vpmu.actors.local import drain_log, run_machine
 from vpmu.actors.machine import Machine
+from vpmu.errors import UserError
 from vpmu.kernels import columns as col
 from vpmu.kernels.advance import advance
 from vpmu.kernels.engine import STOP_WINDOW
@@ -41,7 +42,13 @@ RANDOMS = st.randoms(use_true_random=False)
 def hold(table: Table) -> None:
     """Run a scenario under every design and check what holds."""
     for design in ("optimized", "native"):
-        made = run(table, design)
+        try:
+            made = run(table, design)
+        except UserError as error:
+            # The host's tools beside the guest's own events, in the one context that bare hardware has.
+            if design == "native" and "a perf context here holds 24" in str(error):
+                continue
+            raise
         check_all(made)
         if not table["host"][0]["watchdog"] and not any(tool["pinned"] for tool in table["tool"]):
             check_nothing_stood_still(made)
@@ -72,6 +79,21 @@ def cut(r: Random) -> None:
     lengths = [1_000_003, 70_001, 17_000_000]
     run_in_pieces(made, ((pieces.choice(lengths), pieces.choice([7, 300, 100_000])) for _ in repeat(0)))
     assert digest(made) == digest(run(table, design))
+
+
+@pytest.mark.parametrize("design", ["legacy", "optimized", "native"])
+def test_a_budget_changes_nothing_at_a_windows_end(design: str) -> None:
+    """However many steps a call may take, every row is the same at every window's end."""
+    made = [machine(crowded([]), design) for _ in range(2)]
+    for end in range(10_007, 60_000_000, 10_007):
+        for one, steps in zip(made, (1, 1_000_000), strict=True):
+            while advance(one.arena, one.log, U64(end), U64(steps)) != STOP_WINDOW:
+                drain_log(one)
+            drain_log(one)
+            one.arena[col.R_STEPS] = U64(0)
+            vcpus = one.table("vcpu")  # words of a result that the guest has are nobody's
+            vcpus[vcpus[:, int(col.V_COMPLETE)] == 0, int(col.V_OUTCOME) : int(col.V_VALUE) + 1] = 0
+        assert made[0].arena.tobytes() == made[1].arena.tobytes(), end
 
 
 @settings(max_examples=12, derandomize=True)
@@ -149,6 +171,27 @@ def pinned_of_host(made: Machine, pcpu: int) -> list[int]:
     context = word(made, pcpu + int(col.P_CPU_HW), col.U_CPU_CONTEXT)
     events = words(made, context, col.C_EVENTS, word(made, context, col.C_COUNT))
     return [e for e in events if word(made, e, col.E_STATE) == 2 and word(made, e, col.E_FLAGS) & 1]
+
+
+def host_count(design: str, nearer: int) -> tuple[int, str]:
+    """Return what a host's watchdog has counted after a while in which it was nearer to its overflow, and the
+    digest.
+    """
+    made = machine(crowded([], watchdog=True), design)
+    run_machine(made, None, 20_000_000)
+    pcpu = made.pcpus[0].offset
+    (watchdog,) = pinned_of_host(made, pcpu)
+    counter = pcpu + int(col.HW_COUNTER) + word(made, watchdog, col.E_SLOT)
+    made.arena[counter] += U64(nearer)
+    run_machine(made, None, 100_000_000)
+    return int(made.arena[counter]) - nearer, digest(made)
+
+
+@pytest.mark.parametrize("design", ["legacy", "optimized"])
+def test_host_code_counted_in_one_piece_is_counted_access_by_access(design: str) -> None:
+    """Host code between a guest's accesses is counted at once, unless a counter is close to its overflow."""
+    far = host_count(design, 0)
+    assert far == host_count(design, (1 << 48) - far[0] - (1 << 29))
 
 
 @pytest.mark.parametrize("design", ["legacy", "optimized"])

@@ -1,6 +1,7 @@
 """Scenario files: what they say, and what is said of each mistake in them."""
 
 import pickle
+import re
 import tomllib
 from decimal import Decimal
 from fractions import Fraction
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpmu.build import build
 from vpmu.errors import UserError
 from vpmu.kernels.columns import CONTEXT_CAPACITY
 from vpmu.scenario import Scenario, event_groups, load_scenario, parse_scenario
@@ -338,6 +340,18 @@ def test_a_mistake_is_one_line_with_its_key(overrides: list[str], line: str):
 
 def test_contexts_are_as_large_as_the_kernels_make_them():
     assert EVENTS_PER_CONTEXT == CONTEXT_CAPACITY
+
+
+def test_tools_of_bare_hardware_need_room_beside_its_own_sessions():
+    overrides = [f"vm.0.session.1.events={['branches'] * 20}", f"tool.0.events={['branches'] * 5}"]
+    scenario = parse_scenario(tomllib.loads(GOOD), overrides=overrides)
+    build(scenario, "optimized")
+    line = (
+        'tool: on bare hardware host tools are the system\'s own: vCPU 0 of "guest" would have 25 events,'
+        " a perf context here holds 24"
+    )
+    with pytest.raises(UserError, match=re.escape(line)):
+        build(scenario, "native")
 
 
 def test_a_session_on_a_thread_with_copies_is_one_on_each():
