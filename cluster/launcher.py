@@ -387,8 +387,9 @@ class _Gang:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one error to report: a rank's failure before anything else, a cancellation last."""
+    """Return the one error to report: Ctrl-C first, then a rank's failure, a cancellation last."""
     leaves = list(_leaves(group))
+    pressed = [leaf for leaf in leaves if isinstance(leaf, KeyboardInterrupt)]
     named = [leaf for leaf in leaves if isinstance(leaf, GangError)]
     wrong = [
         GangError(leaf.reason, leaf.rank)
@@ -396,7 +397,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
         if isinstance(leaf, RemoteProtocolError) and leaf.rank is not None
     ]
     causes = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
-    return (named or wrong or causes or leaves)[0]
+    return (pressed or named or wrong or causes or leaves)[0]
 
 
 def _rank_error(rank: int, outcome: bytes | BaseException) -> GangError | None:
@@ -407,6 +408,15 @@ def _rank_error(rank: int, outcome: bytes | BaseException) -> GangError | None:
         return GangError(f"its process was lost: {reason}", rank, lost=True)
     failure = msgspec.msgpack.decode(outcome, type=RankFailure)
     return None if failure.stopped else GangError(failure.reason, rank, failure.traceback_text)
+
+
+async def _close(workers: Workers) -> None:
+    """Close workers in any case: a Ctrl-C that is due comes before that, not instead of it."""
+    with trio.CancelScope(shield=True):
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            await trio.to_thread.run_sync(partial(workers.close))
 
 
 async def run_gang(
@@ -479,5 +489,4 @@ async def run_gang(
                 except BaseExceptionGroup as group:
                     raise _first(group) from None
         finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(partial(workers.close))
+            await _close(workers)

@@ -12,9 +12,9 @@ from typing import Annotated, cast
 
 import typer
 
-from vpmu import __version__
+from vpmu import __version__, sigint
 from vpmu.cluster.errors import GangError
-from vpmu.errors import Stopped, UserError
+from vpmu.errors import Interrupted, Stopped, UserError
 
 EXIT_DIFFERENT = 1
 EXIT_FAILED = 1
@@ -95,14 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
         Without the program's name; ``sys.argv[1:]`` by default.
     """
     try:
-        status = app(arguments, standalone_mode=False)
+        with sigint.kept():
+            status = app(arguments, standalone_mode=False)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except _CLICK_ERROR as error:
         return _fail(_usage_line(error), EXIT_USER_ERROR)
     except (GangError, Stopped) as error:
         return _fail(str(error), EXIT_FAILED)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, Interrupted, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
     return status if isinstance(status, int) else 0
 
@@ -585,9 +586,13 @@ def cluster_plan(
 @app.command("compile")
 def compile_kernels() -> None:
     """Compile all kernels into the cache, for the first run to start at once."""
+    from functools import partial
+
+    import trio
+
     from vpmu.execution import compile_all
 
-    compile_all()
+    sigint.run(partial(trio.to_thread.run_sync, compile_all, abandon_on_cancel=True))
 
 
 def _usage_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpmu import sigint
 from vpmu.cluster.errors import GangError
 from vpmu.cluster.placement import POLICIES, policy_fault
 from vpmu.cluster.watch import Waits
@@ -217,11 +218,9 @@ def choose_place(scenario: Scenario, place: str) -> str:
 
 
 def _execute(scenario: Scenario, options: RunOptions, output: Output, execute: Executor | None) -> RunResult:
-    import trio
-
     execute = execute or _executor()
     if not output.shows_progress:
-        return trio.run(execute, scenario, options, None)
+        return sigint.run(execute, scenario, options, None)
     from vpmu.console import progress_bars
 
     with progress_bars(scenario.until_ns) as progress:
@@ -233,7 +232,7 @@ def _execute(scenario: Scenario, options: RunOptions, output: Output, execute: E
                 kept(design, waits)
 
         options = replace(options, on_waits=show_and_keep)
-        return trio.run(execute, scenario, options, progress)
+        return sigint.run(execute, scenario, options, progress)
 
 
 def _executor() -> Executor:

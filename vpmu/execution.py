@@ -235,6 +235,7 @@ async def _run_design(
 
             write_truth(machine, options.out / name)
         sink.complete(result)
+        await trio.lowlevel.checkpoint()  # a Ctrl-C that is due comes before the design is complete
         complete = True
     finally:
         sink.close(complete)

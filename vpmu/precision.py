@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from msgspec import Struct
 
+from vpmu import sigint
 from vpmu.errors import UserError
 from vpmu.results import ProfileRow
 
@@ -142,7 +143,7 @@ def sample(scenario: Scenario, design: str) -> Sampled:
     UserError
         If the first guest has no ``record`` session.
     """
-    from vpmu.actors.local import run_machine
+    from vpmu.actors.local import steps
     from vpmu.build import build
     from vpmu.kernels.columns import G_ID, R_KEEP
 
@@ -160,7 +161,9 @@ def sample(scenario: Scenario, design: str) -> Sampled:
         mine &= (records[:, 7] >> np.uint64(24)) & _KIND_MASK == index
         found.extend((records[mine, 6] & _FUNCTION_MASK).tolist())
 
-    run_machine(machine, take)
+    for records in steps(machine):
+        take(records)
+        sigint.check()
     truth = _truth(machine)
     return Sampled(functions=[min(f, len(truth) - 1) for f in found], truth=truth)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vpmu.actors.local import run_machine
+from vpmu import sigint
+from vpmu.actors.local import steps
 from vpmu.build import build, load_programs
 from vpmu.collect import SampleCounter, collect
 from vpmu.kernels import columns as col
@@ -169,7 +170,9 @@ def _run(machine: Machine, span_ns: int) -> dict[int, list[tuple[bool, int, int]
         int(machine.arena[entry.offset + int(col.V_STATE)]) != int(VCPU_DONE) for entry in machine.vcpus
     ):
         until_ns += _WINDOW_NS
-        run_machine(machine, keep, until_ns)
+        for records in steps(machine, until_ns):
+            keep(records)
+            sigint.check()
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpmu import sigint
 from vpmu.actors.cpuid import leaf_0a
 from vpmu.actors.outside import Outside, OutsideVcpu
 from vpmu.collect import SampleCounter
@@ -108,6 +109,7 @@ class MachineGuests:
         """Advance the run to its end, or until every machine guest has come to its own."""
         while not self.outside.finished and not (until_over and self.over):
             self.samples.add(self.step())
+            sigint.check()
 
     def step(self) -> Arena:
         """Go on until guests are asked, and let them answer; return the records of it, ``uint64[n, 8]``."""

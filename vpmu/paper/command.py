@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-
+from vpmu import sigint
 from vpmu.errors import UserError
 from vpmu.paper.experiment import EXAMPLES, Experiments, run_experiments
 
@@ -48,7 +47,7 @@ def paper_command(
     from vpmu.paper.source import load_source
 
     source = load_source()
-    base = trio.run(lambda: _run(seeds, overrides, folder or EXAMPLES, progress))
+    base = sigint.run(_run, seeds, overrides, folder or EXAMPLES, progress)
     rows = make_rows(source, base)
     if ablations or experiments:
         _vary(
@@ -88,7 +87,7 @@ def _vary(
 
     listed = load_variations()
     chosen = listed.ablations if ablations else listed.experiments
-    outcomes = trio.run(lambda: vary(source, chosen, range(1, seeds + 1), folder=folder, step=step))
+    outcomes = sigint.run(lambda: vary(source, chosen, range(1, seeds + 1), folder=folder, step=step))
     if as_json:
         sys.stdout.write(json.dumps(outcome_report(rows, outcomes), indent=1) + "\n")
         return
