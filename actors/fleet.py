@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 from vpmu.actors.machine import Machine, MoveEntry, PcpuEntry, Pending, RebootEntry
 from vpmu.actors.rows import RowMap
-from vpmu.kernels.columns import P_DESIGN, P_INTERCEPTS, V_MOVE, V_PARAMETER
-from vpmu.kernels.fleet import send_away, take_in
+from vpmu.kernels.columns import P_DESIGN, P_INTERCEPTS, V_MOVE, V_PARAMETER, V_STATE
+from vpmu.kernels.fleet import renew, send_away, take_in
 from vpmu.kernels.host.move import MOVE_GONE
+from vpmu.kernels.host.scheduler import VCPU_RUNNING
 from vpmu.kernels.jit import U64
 
-_GONE = int(MOVE_GONE)
+_GONE, _RUNNING = int(MOVE_GONE), int(VCPU_RUNNING)
 Due = list[tuple[str, MoveEntry | RebootEntry]]
 """What happens at a time, in order: "leaves", "comes" or "reboots", and what it is about."""
 RETRY_NS = 10_000_000
@@ -87,8 +88,12 @@ class Fleet:
         """Return how many vCPUs of a VM have left their host, or are on a host, by this process's rows."""
         if isinstance(what, RebootEntry):
             return sum(len(self._rows.queued(pcpu.offset)) for pcpu in self._cpus(what.host))
-        vcpus = self._machine.vcpus
-        return sum(int(self._s[vcpus[v].offset + int(V_MOVE)]) == _GONE for v in what.vcpus)
+        return sum(self.is_gone(self._machine.vcpus[number].offset) for number in what.vcpus)
+
+    def is_gone(self, v: int) -> bool:
+        """Return whether a vCPU, by its offset, has left a host of this process and come to no other."""
+        # Note that it is marked as gone before host perf has scheduled its events out.
+        return int(self._s[v + int(V_MOVE)]) == _GONE and int(self._s[v + int(V_STATE)]) != _RUNNING
 
     def due(self, at_ns: int) -> Due:
         """Take out what happens at a time: (stage, what), in the order in which it does."""
@@ -99,23 +104,24 @@ class Fleet:
         return found
 
     def leave(self, move: MoveEntry, here: Callable[[int], bool]) -> None:
-        """Ask the vCPUs of a VM to stop; ``here`` says whether one, by its offset, is in a run queue here."""
+        """Ask the vCPUs of a VM to stop; ``here`` as for `settle`."""
         for number in move.vcpus:
             v = self._machine.vcpus[number].offset
             if here(v):
                 send_away(self._s, U64(v))
 
-    def come(self, move: MoveEntry, at_ns: int, here: Callable[[int], bool]) -> None:
-        """Let a VM come to its new host; ``here`` says of a physical CPU's offset whether it lives here."""
-        for number, cpu in zip(move.vcpus, move.pcpus, strict=True):
-            v = self._machine.vcpus[number].offset
-            p = self._machine.pcpus[cpu].offset
-            if not here(p):
-                continue
-            for index in range(8):
-                value = move.parameters[index] if index < len(move.parameters) else 0
-                self._s[v + int(V_PARAMETER) + index] = value
-            take_in(self._s, U64(p), U64(v), U64(at_ns), U64(move.masked), U64(move.pinned))
+    def renew(self, move: MoveEntry, number: int) -> None:
+        """Make KVM's state of a vCPU, by its number in the run, ready for the host that it comes to."""
+        v = self._machine.vcpus[number].offset
+        for index in range(8):
+            value = move.parameters[index] if index < len(move.parameters) else 0
+            self._s[v + int(V_PARAMETER) + index] = value
+        renew(self._s, U64(v), U64(move.masked))
+
+    def come(self, move: MoveEntry, number: int, cpu: int, at_ns: int) -> None:
+        """Let a vCPU come to its new host's physical CPU, both by their numbers in the run."""
+        p, v = self._machine.pcpus[cpu].offset, self._machine.vcpus[number].offset
+        take_in(self._s, U64(p), U64(v), U64(at_ns), U64(move.pinned))
 
     def again(self, stage: str, what: MoveEntry | RebootEntry, at_ns: int) -> None:
         """Put something off that could not happen yet."""
@@ -142,7 +148,7 @@ class Fleet:
             For each: how many of its vCPUs have left, or how many are still on the host that is to reboot.
         at_ns : int
         here : callable
-            As for `leave`.
+            Says whether a vCPU, by its offset, is in a run queue here.
         """
         coming = []
         for (stage, what), total in zip(due, totals, strict=True):
@@ -164,7 +170,9 @@ class Fleet:
         due = self.due(at_ns)
         totals = [self.total(what) for _, what in due]
         for move in self.settle(due, totals, at_ns, _everywhere):
-            self.come(move, at_ns, _everywhere)
+            for number, cpu in zip(move.vcpus, move.pcpus, strict=True):
+                self.renew(move, number)
+                self.come(move, number, cpu, at_ns)
 
 
 def _everywhere(offset: int) -> bool:

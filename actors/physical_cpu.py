@@ -406,6 +406,15 @@ class PhysicalCpus:
         reservation_served(self._s, U64(p), U64(message.start_ns), U64(message.work_ns))
 
     def moving_slices(self, v: int) -> Slices:
+        """Return what of a vCPU goes with it to a physical CPU of another process, apart from its thread.
+
+        A guest that answers by message told its last physical CPU what it asks for, and nobody else.
+        """
+        if self._guests is Guests.ANSWER:
+            return self.kept_slices(v) + self._rows.wish(v)
+        return self.kept_slices(v)
+
+    def kept_slices(self, v: int) -> Slices:
         """Return what of a vCPU lives with its physical CPU, apart from its thread."""
         if self._guests is Guests.TRAVEL:
             return self._rows.task(v)

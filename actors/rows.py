@@ -95,6 +95,11 @@ class RowMap:
         """Return what KVM keeps of a vCPU."""
         return [(v + _STATE, _MIGRATIONS - _STATE)]
 
+    def wish(self, v: int) -> Slices:
+        """Return what the guest of a vCPU asks for: its access and its next timer."""
+        g = self._word(v, col.V_GUEST)
+        return [(g + int(col.G_TIMER_AT), 1), (g + int(col.G_OPERATION), 3)]
+
     def pcpu(self, p: int) -> Slices:
         """Return a physical CPU: clock, run queue, hardware counters, and its tools."""
         tools = self._word(p, col.P_NR_TOOLS) * int(col.TOOL_COLUMNS)
@@ -121,4 +126,5 @@ class RowMap:
 
 assert int(col.V_STEAL_NS) + 1 == _STATE
 assert _MIGRATIONS + 1 == col.VCPU_COLUMNS
+assert int(col.G_VALUE) == int(col.G_REGISTER) + 1 == int(col.G_OPERATION) + 2
 assert int(col.P_QUEUE) + col.QUEUE_COLUMNS == col.PCPU_COLUMNS

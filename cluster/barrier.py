@@ -4,6 +4,9 @@ A rank that has come to the end of the window sends every rank one ROWS frame fo
 is due once it has one of each; of several ranks the first says when the next window ends and whether a
 checkpoint is written before. From then on it may be asked things that belong to the next window by ranks
 that are further: these wait until it has come there itself.
+
+A rank without a physical CPU only answers others. It has nothing to say and is always at the window's end; it
+does its part of what is due once it has heard all who have one.
 """
 
 from __future__ import annotations
@@ -21,12 +24,11 @@ from vpmu.cluster.errors import RemoteProtocolError
 from vpmu.cluster.pace import Pace
 from vpmu.cluster.proto import U64Array
 from vpmu.kernels.columns import V_MOVE, V_PCPU
-from vpmu.kernels.host.move import MOVE_GONE, MOVE_NONE
+from vpmu.kernels.host.move import MOVE_NONE
 
 FLEET_ROWS = 4
 """Header field `request` of such a ROWS frame."""
 
-_GONE = int(MOVE_GONE)
 _HEAD = 3
 """Words before the counts: whether to write a checkpoint, the next window's end, and how many follow."""
 
@@ -58,6 +60,10 @@ class Barrier:
         This process.
     rank_of_cpu : callable
         Takes a physical CPU's number in the run, returns where it lives.
+    rank_of_state : callable
+        Takes the numbers of a vCPU and of the physical CPU that it comes to, returns where KVM's state is.
+    moving : callable
+        Takes a vCPU's offset, returns what goes with it to its next host's physical CPU.
     pace : Pace, optional
         For a run that writes checkpoints.
     pending : list of Pending, optional
@@ -70,6 +76,8 @@ class Barrier:
         rows: RowMap,
         rank: int,
         rank_of_cpu: Callable[[int], int],
+        rank_of_state: Callable[[int, int], int],
+        moving: Callable[[int], Slices],
         pace: Pace | None = None,
         pending: list[Pending] | None = None,
     ) -> None:
@@ -77,6 +85,8 @@ class Barrier:
         self._rows = rows
         self._rank = rank
         self._rank_of_cpu = rank_of_cpu
+        self._rank_of_state = rank_of_state
+        self._moving = moving
         self._fleet = Fleet(machine, pending)
         self._pace = pace
         self._pause_ns = machine.until_ns if pace is None else pace.first_ns()
@@ -112,10 +122,6 @@ class Barrier:
         p = int(self._machine.arena[v + int(V_PCPU)])
         return p in self._here and v in self._rows.queued(p)
 
-    def _whole(self, v: int) -> Slices:
-        rows = self._rows
-        return rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
-
     def _forget_gone(self) -> None:
         """In a run that goes on every rank has the rows of those who are away: only one is to count them."""
         host_of = {each.offset: each.host for each in self._machine.vcpus}
@@ -130,8 +136,7 @@ class Barrier:
 
     def gone(self) -> list[int]:
         """Return the offsets of the vCPUs that left a host of this process and have come to no other."""
-        s = self._machine.arena
-        return [each.offset for each in self._machine.vcpus if int(s[each.offset + int(V_MOVE)]) == _GONE]
+        return [each.offset for each in self._machine.vcpus if self._fleet.is_gone(each.offset)]
 
     def reach(self, nr_ranks: int) -> list[U64Array]:
         """Come to the end of the window; return the records of the ROWS frame for each rank."""
@@ -149,9 +154,9 @@ class Barrier:
             if stage == "comes":
                 for number, cpu in zip(what.vcpus, what.pcpus, strict=True):
                     v = self._machine.vcpus[number].offset
-                    if int(s[v + int(V_MOVE)]) == _GONE:
+                    if self._fleet.is_gone(v):
                         mine.append(v)
-                        rows[self._rank_of_cpu(cpu)] += self._whole(v)
+                        rows[self._rank_of_cpu(cpu)] += self._moving(v)
             counts.append(len(mine))
         until = self._machine.until_ns
         write, next_ns = (False, until) if self._pace is None else self._pace.plan(self.at_ns)
@@ -206,9 +211,12 @@ class Barrier:
         coming = self._fleet.settle(self._due, totals, self.at_ns, self._lives_here)
         self._install(told.rows, coming)
         for move in coming:
-            self._fleet.come(move, self.at_ns, self._here.__contains__)
             for number, cpu in zip(move.vcpus, move.pcpus, strict=True):
-                if self._rank_of_cpu(cpu) != self._rank:
+                if self._rank_of_state(number, cpu) == self._rank:
+                    self._fleet.renew(move, number)
+                if self._rank_of_cpu(cpu) == self._rank:
+                    self._fleet.come(move, number, cpu, self.at_ns)
+                else:
                     self._unmark(self._machine.vcpus[number].offset)
         return write
 
@@ -220,7 +228,7 @@ class Barrier:
             for move in coming
             for number, cpu in zip(move.vcpus, move.pcpus, strict=True)
             if self._rank_of_cpu(cpu) == self._rank
-            for each in self._whole(self._machine.vcpus[number].offset)
+            for each in self._moving(self._machine.vcpus[number].offset)
         }
         for records in rows:
             for offset, words in proto.iter_rows(records, s.size):

@@ -52,6 +52,11 @@ class Roles:
             if self.rank_of[address] == rank
         }
 
+    def rank_of_state(self, number: int, cpu: int) -> int:
+        """Return where KVM's state of a vCPU is that comes to a physical CPU, both by their numbers."""
+        at = vcpu(number) if self.guests is Guests.TRAVEL else physical_cpu(cpu)
+        return self.rank_of[at]
+
     def cpu_ranks(self) -> set[int]:
         """Return the ranks that advance physical CPUs."""
         shared = {self.rank_of[address] for shares in self.shares.values() for address in shares}

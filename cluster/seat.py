@@ -75,6 +75,9 @@ class Seat:
         self._roles = roles
         self._rows = RowMap(machine)
         self._whole = set(roles.whole_hosts(rank))
+        self._advances = rank in roles.cpu_ranks()
+        self._company = sorted(set(roles.rank_of.values()))
+        """Ranks with an actor."""
         self._shares = roles.local_shares(rank)
         self._here = {pcpu.offset for pcpus in self._shares.values() for pcpu in pcpus}
         self._words = machine.arena.data
@@ -88,11 +91,14 @@ class Seat:
         self._mark_hosts()
         self._pcpus_of = pcpus_by_host(machine)
         self._checkpoints = None if writing is None else RankCheckpoints(writing, rank, machine)
+        self.cpus = PhysicalCpus(machine, self._shares, self._rows, roles.guests)
         self._barrier = Barrier(
             machine,
             self._rows,
             rank,
             lambda cpu: roles.rank_of[physical_cpu(cpu)],
+            roles.rank_of_state,
+            self._moving,
             None if writing is None else Pace(writing.every_s, writing.at_ns),
             None if writing is None else writing.due,
         )
@@ -100,7 +106,6 @@ class Seat:
         self._written, self._unsynced = trio.open_memory_channel[Written](math.inf)
         self._later: deque[Frame] = deque()
         """Letters from ranks that are a window ahead."""
-        self.cpus = PhysicalCpus(machine, self._shares, self._rows, roles.guests)
         self.perfs = self._host_perfs()
         self.vms = self._own_vms()
         self._actors: dict[Address, Actor] = {address: vm for vm in self.vms for address in vm.addresses()}
@@ -138,11 +143,17 @@ class Seat:
         mine = [v for v in self._machine.vcpus if self._roles.rank_of[vcpu(v.index)] == self._rank]
         return [Vm(self._machine, name, vcpus, self._rows) for name, vcpus in vms_of(mine).items()]
 
+    def _moving(self, v: int) -> Slices:
+        """Return what of a vCPU goes with it to the physical CPU of another host."""
+        return self._rows.thread(v) + self.cpus.moving_slices(v)
+
     def _begin_window(self) -> None:
         until_ns = self._barrier.next_ns
         self.cpus.go_on(until_ns)
         for perf in self.perfs.values():
             perf.go_on(until_ns)
+        if not self._advances and until_ns < self._machine.until_ns:
+            self._barrier.reach(0)
 
     def _on_fleet(self, frame: Frame) -> None:
         """Take what a rank says at the end of a window; go on once all have spoken."""
@@ -281,7 +292,7 @@ class Seat:
             perf.finish()
 
     async def _take_turns(self) -> None:
-        advances = self._rank in self._roles.cpu_ranks()
+        advances = self._advances
         while True:
             while advances and self._turn():
                 await self._send_log()
@@ -300,16 +311,16 @@ class Seat:
             self._kick = trio.Event()
 
     async def _reach_barrier(self) -> None:
-        """Tell every rank that this one is at the end of a window."""
+        """Tell every rank with an actor that this one is at the end of a window."""
         frames = self._barrier.reach(self._roles.nr_ranks)
-        for rank in self._roles.cpu_ranks():
+        for rank in self._company:
             await self._hub.send(Kind.ROWS, rank, frames[rank], request=FLEET_ROWS)
 
     async def _tell(self) -> None:
         """Say how far this rank has come."""
         await trio.lowlevel.checkpoint()
         now = trio.current_time()
-        if now >= self._told_at + TELL_EVERY_S and self._rank in self._roles.cpu_ranks():
+        if now >= self._told_at + TELL_EVERY_S and self._advances:
             self._told_at = now
             clock = np.array([[self.clock_ns(), *self.watch.waits().words()]], dtype=np.uint64)
             # Behind many records there may be no room for it at once.
@@ -345,7 +356,7 @@ class Seat:
                 for v in rows.queued(p):
                     slices += rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
         for v in self._barrier.gone():
-            slices += rows.thread(v) + rows.state(v) + rows.task(v) + rows.guest(v)
+            slices += rows.thread(v) + self.cpus.kept_slices(v)
         return slices
 
     def _owned_shared(self) -> Slices:
@@ -368,7 +379,7 @@ class Seat:
             if self._roles.guests is not Guests.ANSWER:
                 slices += rows.pcpu_perf(p)
         for v in self.cpus.residents():
-            slices += rows.thread(v) + self.cpus.moving_slices(v)
+            slices += rows.thread(v) + self.cpus.kept_slices(v)
         for v in self.cpus.visitors:
             slices += rows.state(v) + rows.guest(v)
         return slices

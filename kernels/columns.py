@@ -392,6 +392,10 @@ V_WAKE_AT = _row.word()
 V_VRUNTIME = _row.word()
 V_RAN_FROM = _row.word()
 V_READY_AT = _row.word()
+V_MOVE = _row.word()
+"""Whether it leaves its host or comes to one: one of the MOVE_ constants (kernels/host/move.py)."""
+V_LEFT_AT = _row.word()
+"""When it left its last host."""
 V_STEAL_NS = _row.word()
 V_GUEST_NS = _row.word()
 V_SLEEP_NS = _row.word()
@@ -474,10 +478,6 @@ V_PRIVATE = _row.words(16)
 """Free for designs."""
 V_DONE = _row.word()
 V_EXITS = _row.word()
-V_MOVE = _row.word()
-"""Whether it leaves its host or comes to one: one of the MOVE_ constants (kernels/host/move.py)."""
-V_LEFT_AT = _row.word()
-"""When it left its last host."""
 V_MSRS = _row.words(SLOTS + 11)
 """Its PMU on the way: counters, selectors, FIXED_CTR_CTRL, GLOBAL_CTRL, GLOBAL_STATUS."""
 V_LOST_PMIS = _row.word()

@@ -186,9 +186,6 @@ async def _run_design(
 
     _check_guests(scenario, options)
     machine = build(scenario, name, programs)
-    if (machine.moves or machine.reboots) and (options.messages or options.place == "spread"):
-        problem = "VMs leave, move or hosts reboot here: this needs whole hosts, or shares with their vCPUs"
-        raise UserError(problem, file="--messages" if options.messages else "--place")
     machine.arena[R_KEEP] = kept_kinds(options)
     sink = _Sink(options, name, _open_perf(scenario, programs, machine, options))
     frames: dict[str, int] = {}

@@ -149,18 +149,8 @@ def _set_msr(s: Arena, v: np.uint64, p: np.uint64, number: np.uint64, now: np.ui
 
 
 @kernel
-def comes(s: Arena, p: np.uint64, v: np.uint64, at: np.uint64) -> None:
-    """Put a vCPU that has left another host on a physical CPU's run queue, its PMU as after a reset.
-
-    Parameters
-    ----------
-    s : uint64[n]
-        The arena.
-    p, v : uint64
-        Offsets of the physical CPU's and the vCPU's row. V_PARAMETER and V_MASKED are the new host's.
-    at : uint64, ns
-        When it may go on.
-    """
+def reset_pmu(s: Arena, v: np.uint64) -> None:
+    """Make the PMU of a vCPU that has left its host what it is after a reset; V_MSRS holds what it was."""
     for i in range(U8):
         s[v + V_EVENTSEL + U64(i)] = U0
     for i in range(_SLOTS):
@@ -172,9 +162,26 @@ def comes(s: Arena, p: np.uint64, v: np.uint64, at: np.uint64) -> None:
     s[v + V_FIXED_CTRL], s[v + V_GLOBAL_CTRL], s[v + V_GLOBAL_STATUS] = U0, U0, U0
     s[v + V_OVF_CTRL], s[v + V_HAS_EVENT], s[v + V_REPROGRAM], s[v + V_PMI] = U0, U0, U0, U0
     s[v + V_USED], s[v + V_HW_CTRL], s[v + V_HW_OWNED], s[v + V_LOADED], s[v + V_STILL] = U0, U0, U0, U0, U0
-    s[v + V_VRUNTIME] = s[p + P_MIN_VRUNTIME]
     s[v + V_MIGRATED] += U1
-    if s[v + V_STATE] != VCPU_DONE:
+
+
+@kernel
+def comes(s: Arena, p: np.uint64, v: np.uint64, at: np.uint64) -> None:
+    """Put a vCPU that has left another host on a physical CPU's run queue.
+
+    Parameters
+    ----------
+    s : uint64[n]
+        The arena.
+    p, v : uint64
+        Offsets of the physical CPU's and the vCPU's row, of which only its thread is touched.
+    at : uint64, ns
+        When it may go on.
+    """
+    s[v + V_VRUNTIME] = s[p + P_MIN_VRUNTIME]
+    if s[v + V_STATE] == VCPU_DONE:
+        s[v + V_MOVE] = MOVE_NONE
+    else:
         s[v + V_MOVE] = MOVE_COMES
         s[v + V_STATE] = VCPU_HALTED
         s[v + V_WAKE_AT] = at

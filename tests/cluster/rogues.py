@@ -56,6 +56,11 @@ ACTS: dict[str, tuple[int, Act, str]] = {
         lambda hub: hub.send_record_nowait(Kind.WINDOW, 0, (0,)),
         "rank 2: says out of turn that it is done",
     ),
+    "speaks_of_a_fleet": (
+        2,
+        lambda hub: hub.send_nowait(Kind.ROWS, 1, np.zeros((3, 1), np.uint64), request=4),
+        "rank 2: speaks of a fleet, but has no physical CPU",
+    ),
     "asks_a_vcpu_that_is_not": (
         2,
         lambda hub: hub.send_record_nowait(Kind.GRANT, 1, (3, 0), to=vcpu(4095), source=vcpu(0)),

@@ -44,7 +44,7 @@ SCENARIOS = sorted(
     for path in EXAMPLES.glob("**/*.toml")
     if path.parent.name not in ("fleet", "remote")
 )
-"""VMs of a fleet migrate, and remote guests are of one process: message mode refuses both."""
+"""The fleets have thousands of VMs (test_fleets.py has a small one), and remote guests are of one process."""
 ACCESSES = 20_000
 
 

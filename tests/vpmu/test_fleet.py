@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,11 +269,18 @@ def test_any_number_of_workers_in_any_place_gives_the_same_bytes(
     assert result.counters == whole.counters
 
 
-def test_what_cannot_be_spread_is_refused():
-    scenario = load_scenario(FLEET, [])
-    for options in (RunOptions(designs=("optimized",), messages=True), RunOptions(place="spread")):
-        with pytest.raises(UserError, match="whole hosts"):
-            trio.run(execute, scenario, options, None)
+@pytest.mark.parametrize("choices", [{"place": "spread"}, {"messages": True}], ids=str)
+def test_roles_in_processes_of_their_own_give_the_same_bytes(choices: dict[str, Any]):
+    """Up to the end of the traveller's first journey; the rest is in tests/cluster/test_fleets.py."""
+    scenario = load_scenario(FLEET, ["until=130 ms"])
+    whole, apart = (
+        trio.run(execute, scenario, RunOptions(designs=("optimized",), **each), None).designs["optimized"]
+        for each in ({}, {"workers": 3, **choices})
+    )
+    assert whole.host["live migrations of vCPUs"] == 1
+    assert apart.digest == whole.digest
+    assert apart.host == whole.host
+    assert apart.counters == whole.counters
 
 
 def test_bare_hardware_does_not_migrate():
