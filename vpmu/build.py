@@ -317,9 +317,8 @@ class Builder:
             With how many events there would be.
         """
         tools = self._own_tools(placed)
-        sessions = [session for session in placed.sessions if not session.thread]
-        events = sum(self._nr_events(each.events) for each in (*tools, *sessions))
-        events += int(self._has_watchdog(placed))
+        events = sum(self._nr_events(tool.events) for tool in tools) + int(self._has_watchdog(placed))
+        events += sum(self._nr_events(each.events) for each in placed.sessions if not each.thread)
         if tools and events > EVENTS_PER_CONTEXT:
             who = f'vCPU {placed.vcpu} of "{placed.vm_name}"'
             problem = (
@@ -832,7 +831,8 @@ class Builder:
         Raises
         ------
         UserError
-            If a VM would come to, or leave, bare hardware, or a host reboots with a VM on it.
+            If a VM would come to, or leave, bare hardware, or leave while it is under way, or a host reboots
+            with a VM on it.
         """
         names = [host.name for host in self.scenario.hosts]
         designs = list(self.designs)
@@ -845,11 +845,18 @@ class Builder:
         for pcpu in self.machine.pcpus:
             cpus.setdefault(pcpu.host, []).append(pcpu.index)
         arrived: Counter[int] = Counter()
+        comes_at: dict[str, int] = {}
         changes: list[Move | Reboot] = [*moves(self.scenario), *reboots(self.scenario)]
         for change in sorted(changes, key=lambda each: each.at_ns):
             if isinstance(change, Reboot):
                 self._add_reboot(change, names, designs, vms_on)
                 continue
+            if change.at_ns < comes_at.get(change.vm, 0):
+                problem = (
+                    f'vm "{change.vm}" would have to leave at {change.at_ns:,} ns, while it is under way'
+                )
+                raise UserError(f"{problem} until {comes_at[change.vm]:,} ns", file="event")
+            comes_at[change.vm] = change.at_ns + change.downtime_ns
             vcpus = vms[change.vm]
             vms_on[where[change.vm]] -= 1
             numbers = tuple(entry.index for entry in vcpus)

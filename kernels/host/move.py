@@ -62,6 +62,8 @@ MOVE_GONE = U64(3)
 """It is in no run queue; V_MSRS holds its PMU."""
 MOVE_COMES = U64(16)
 """From here on: which register is written next."""
+MOVE_ON = U64(1 << 32)
+"""Beside one of those: it is to leave again, once all are written."""
 
 _SLOTS = U64(SLOTS)
 _SELECTORS = U64(SLOTS)
@@ -97,7 +99,7 @@ def move_step(s: Arena, p: np.uint64, v: np.uint64) -> bool:
         s[v + V_MOVE] = MOVE_GONE
         s[v + V_LEFT_AT] = now
     else:
-        ns = _set_msr(s, v, p, stage - MOVE_COMES, now)
+        ns = _set_msr(s, v, p, (stage & ~MOVE_ON) - MOVE_COMES, now)
     spend(s, p, CAUSE_SAVE, ns)
     return s[v + V_MOVE] == MOVE_GONE
 
@@ -144,7 +146,7 @@ def _set_msr(s: Arena, v: np.uint64, p: np.uint64, number: np.uint64, now: np.ui
         _, _, ns, _ = set_msr(s, v, p, FIXED_CTR_CTRL, s[v + V_MSRS + _FIXED_CTRL_AT], now)
     else:
         _, _, ns, _ = set_msr(s, v, p, GLOBAL_CTRL, s[v + V_MSRS + _GLOBAL_CTRL_AT], now)
-        s[v + V_MOVE] = MOVE_NONE
+        s[v + V_MOVE] = MOVE_NONE if s[v + V_MOVE] & MOVE_ON == U0 else MOVE_LEAVES
     return ns
 
 

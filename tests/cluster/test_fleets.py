@@ -10,6 +10,7 @@ import pytest
 from tests.cluster.machines import ALL_KINDS, differences, run_here, run_in_threads
 from tests.cluster.test_messages import check_frames
 from vpmu.actors.fleet import Fleet
+from vpmu.actors.local import drain_log
 from vpmu.actors.machine import Machine
 from vpmu.build import build
 from vpmu.collect import SampleCounter, collect
@@ -18,7 +19,7 @@ from vpmu.kernels.advance import advance
 from vpmu.kernels.designs.registry import design_names
 from vpmu.kernels.engine import STATE_OUT, STOP_WINDOW
 from vpmu.kernels.fleet import send_away
-from vpmu.kernels.host.move import MOVE_GONE
+from vpmu.kernels.host.move import MOVE_COMES, MOVE_GONE
 from vpmu.kernels.host.scheduler import VCPU_DONE, VCPU_HALTED, VCPU_READY, VCPU_RUNNING
 from vpmu.kernels.jit import U64, Arena
 from vpmu.results import DesignResult
@@ -140,3 +141,37 @@ def test_nobody_is_gone_before_its_events_are_scheduled_out():
     # Nor is it asked again: it is in no run queue.
     send_away(machine.arena, U64(v))
     assert Fleet(machine).total(move) == 1
+
+
+def side_by_side(machine: Machine, window_ns: int) -> Iterator[None]:
+    """Advance a machine in short windows, all hosts together, with nothing that befalls its fleet."""
+    machine.arena[col.R_KEEP] = 0
+    for end in range(window_ns, machine.until_ns, window_ns):
+        while advance(machine.arena, machine.log, U64(end), U64(1_000_000)) != STOP_WINDOW:
+            drain_log(machine)
+        yield
+
+
+@pytest.mark.parametrize("restoring", [False, True])
+def test_who_has_just_come_leaves_again_with_all_that_it_came_with(restoring: bool):
+    machine = fleet()
+    steps = side_by_side(machine, 500)
+    move = machine.moves[0]
+    number, cpu = move.vcpus[0], move.pcpus[0]
+    v = machine.vcpus[number].offset
+    carried = slice(v + int(col.V_MSRS), v + int(col.V_MSRS) + col.SLOTS + 11)
+    assert any(word(machine, v, col.V_HAS_EVENT) and word(machine, v, col.V_GLOBAL_CTRL) for _ in steps)
+    send_away(machine.arena, U64(v))
+    assert any(Fleet(machine).is_gone(v) for _ in steps)
+    before = machine.arena[carried].copy()
+    assert before.any()
+    Fleet(machine).renew(move, number)
+    Fleet(machine).come(move, number, cpu, word(machine, machine.pcpus[cpu].offset, col.P_NOW))
+    if restoring:
+        assert any(word(machine, v, col.V_MOVE) > MOVE_COMES for _ in steps)
+    send_away(machine.arena, U64(v))
+    if restoring:
+        assert not Fleet(machine).is_gone(v)
+        assert any(Fleet(machine).is_gone(v) for _ in steps)
+    assert Fleet(machine).is_gone(v)
+    assert np.array_equal(machine.arena[carried], before)

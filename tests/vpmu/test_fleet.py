@@ -283,6 +283,13 @@ def test_roles_in_processes_of_their_own_give_the_same_bytes(choices: dict[str, 
     assert apart.counters == whole.counters
 
 
+def test_a_vm_that_is_under_way_cannot_leave():
+    scenario = load_scenario(FLEET, ["event.1.at=119 ms"])
+    line = 'event: vm "traveller" would have to leave at 119,000,000 ns, while it is under way until 120,000,'
+    with pytest.raises(UserError, match=line):
+        build(scenario, "optimized")
+
+
 def test_bare_hardware_does_not_migrate():
     scenario = load_scenario(FLEET, ["host.old.design=native"])
     with pytest.raises(UserError, match="bare hardware"):

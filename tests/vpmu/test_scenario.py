@@ -347,8 +347,8 @@ def test_tools_of_bare_hardware_need_room_beside_its_own_sessions():
     scenario = parse_scenario(tomllib.loads(GOOD), overrides=overrides)
     build(scenario, "optimized")
     line = (
-        'tool: on bare hardware host tools are the system\'s own: vCPU 0 of "guest" would have 25 events,'
-        " a perf context here holds 24"
+        "tool: on bare hardware the host's tools are the system's own: vCPU 0 of \"guest\" would have 25"
+        " events, a perf context here holds 24"
     )
     with pytest.raises(UserError, match=re.escape(line)):
         build(scenario, "native")
