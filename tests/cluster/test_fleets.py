@@ -1,6 +1,6 @@
 """Fleets over several processes: VMs that move while they measure, the same bytes wherever roles live."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,35 +143,41 @@ def test_nobody_is_gone_before_its_events_are_scheduled_out():
     assert Fleet(machine).total(move) == 1
 
 
-def side_by_side(machine: Machine, window_ns: int) -> Iterator[None]:
-    """Advance a machine in short windows, all hosts together, with nothing that befalls its fleet."""
-    machine.arena[col.R_KEEP] = 0
-    for end in range(window_ns, machine.until_ns, window_ns):
-        while advance(machine.arena, machine.log, U64(end), U64(1_000_000)) != STOP_WINDOW:
+def advance_until(machine: Machine, at_ns: int, window_ns: int, holds: Callable[[], bool]) -> int:
+    """Advance all hosts of a machine side by side until something holds; return when it does."""
+    while not holds():
+        assert at_ns < machine.until_ns
+        at_ns += window_ns
+        while advance(machine.arena, machine.log, U64(at_ns), U64(1_000_000)) != STOP_WINDOW:
             drain_log(machine)
-        yield
+        drain_log(machine)
+    return at_ns
 
 
 @pytest.mark.parametrize("restoring", [False, True])
 def test_who_has_just_come_leaves_again_with_all_that_it_came_with(restoring: bool):
     machine = fleet()
-    steps = side_by_side(machine, 500)
     move = machine.moves[0]
     number, cpu = move.vcpus[0], move.pcpus[0]
     v = machine.vcpus[number].offset
     carried = slice(v + int(col.V_MSRS), v + int(col.V_MSRS) + col.SLOTS + 11)
-    assert any(word(machine, v, col.V_HAS_EVENT) and word(machine, v, col.V_GLOBAL_CTRL) for _ in steps)
+
+    def counts() -> bool:
+        return word(machine, v, col.V_HAS_EVENT) != 0 and word(machine, v, col.V_GLOBAL_CTRL) != 0
+
+    def is_gone() -> bool:
+        return Fleet(machine).is_gone(v)
+
+    at_ns = advance_until(machine, 0, 20_000, counts)
     send_away(machine.arena, U64(v))
-    assert any(Fleet(machine).is_gone(v) for _ in steps)
+    at_ns = advance_until(machine, at_ns, 20_000, is_gone)
     before = machine.arena[carried].copy()
     assert before.any()
     Fleet(machine).renew(move, number)
-    Fleet(machine).come(move, number, cpu, word(machine, machine.pcpus[cpu].offset, col.P_NOW))
+    Fleet(machine).come(move, number, cpu, at_ns)
     if restoring:
-        assert any(word(machine, v, col.V_MOVE) > MOVE_COMES for _ in steps)
+        at_ns = advance_until(machine, at_ns, 200, lambda: word(machine, v, col.V_MOVE) > MOVE_COMES)
     send_away(machine.arena, U64(v))
-    if restoring:
-        assert not Fleet(machine).is_gone(v)
-        assert any(Fleet(machine).is_gone(v) for _ in steps)
-    assert Fleet(machine).is_gone(v)
+    assert is_gone() is not restoring
+    advance_until(machine, at_ns, 20_000, is_gone)
     assert np.array_equal(machine.arena[carried], before)
