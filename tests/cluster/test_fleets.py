@@ -168,6 +168,9 @@ def test_who_has_just_come_leaves_again_with_all_that_it_came_with(restoring: bo
     def is_gone() -> bool:
         return Fleet(machine).is_gone(v)
 
+    def is_restored_in_part() -> bool:
+        return word(machine, v, col.V_MOVE) > int(MOVE_COMES)
+
     at_ns = advance_until(machine, 0, 20_000, counts)
     send_away(machine.arena, U64(v))
     at_ns = advance_until(machine, at_ns, 20_000, is_gone)
@@ -176,7 +179,7 @@ def test_who_has_just_come_leaves_again_with_all_that_it_came_with(restoring: bo
     Fleet(machine).renew(move, number)
     Fleet(machine).come(move, number, cpu, at_ns)
     if restoring:
-        at_ns = advance_until(machine, at_ns, 200, lambda: word(machine, v, col.V_MOVE) > MOVE_COMES)
+        at_ns = advance_until(machine, at_ns, 200, is_restored_in_part)
     send_away(machine.arena, U64(v))
     assert is_gone() is not restoring
     advance_until(machine, at_ns, 20_000, is_gone)
