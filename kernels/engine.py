@@ -12,7 +12,6 @@ from vpmu.kernels.columns import (
     G_TIMER_AT,
     H_HELD,
     HW_GLOBAL_STATUS,
-    HW_HOST_SLOTS,
     HW_LVTPC,
     HW_PMI,
     NO_SLOT,
@@ -125,9 +124,6 @@ from vpmu.kernels.host.clock import (
     CAUSE_SWITCH,
     CAUSE_TOOLS,
     CAUSE_UNRESERVE,
-    LATER_NS,
-    count_host,
-    counts_later,
     interrupt,
     pcpu_cost,
     spend,
@@ -593,8 +589,6 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
     inject = s[v + V_INJECT] != U0
     outcome = s[v + V_OUTCOME]
     value = s[v + V_VALUE]
-    counted_to = U0
-    later = False
     while True:
         now = s[p + P_NOW]
         if reason == U0:
@@ -606,25 +600,17 @@ def _guest_turn(s: Arena, log: Arena, p: np.uint64, until: np.uint64) -> np.uint
             reason = guest_resume(s, log, g, now, complete, outcome, value, inject)
             if reason != GUEST_ACCESS or now >= until:
                 resumed(s, v, reason)
-        if later and (reason != GUEST_ACCESS or now >= until or now - counted_to > LATER_NS):
-            count_host(s, p, counted_to, now)
-            later = False
         if now >= until:
             return STOP_WINDOW
         if reason == GUEST_ACCESS:
-            if not later:
-                counted_to = now
-                later = not answers and counts_later(s, p)
             s[R_STEPS] -= U1 if s[R_STEPS] != U0 else U0
-            outcome, value, now, then = access(s, p, v, g, U0 if later else s[p + HW_HOST_SLOTS])
+            outcome, value, now, then = access(s, p, v, g)
             s[p + P_NOW] = now
             stops = s[R_STEPS] == U0 or _log_is_full(s)
             if then == OUT or answers or stops:
                 _keep_result(s, p, v, outcome, value, then)
                 # At the window's end the guest gets its result, whatever is left of the budget.
                 if then == OUT or (stops and now < until):
-                    if later:
-                        count_host(s, p, counted_to, now)
                     return STOP_NONE
             reason = U0
             complete = True

@@ -12,6 +12,7 @@ from vpmu.kernels.columns import (
     G_OPERATION,
     G_REGISTER,
     G_VALUE,
+    HW_HOST_SLOTS,
     HW_PMI,
     P_CAUSES,
     P_EXITS,
@@ -40,7 +41,7 @@ ON_WITH_NMI = U64(2)
 
 Result = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 DesignKernel = Callable[[Arena, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64], Result]
-AccessKernel = Callable[[Arena, np.uint64, np.uint64, np.uint64, np.uint64], Result]
+AccessKernel = Callable[[Arena, np.uint64, np.uint64, np.uint64], Result]
 
 
 def access_kernel(
@@ -64,13 +65,11 @@ def access_kernel(
     """
 
     @kernel
-    def access(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64, counting: np.uint64) -> Result:
-        """Carry out the guest's access; return (outcome, value, now, then), P_NOW and P_STATE not set.
-
-        Of the slots that count host code, `counting`, the caller leaves out those that it counts later.
-        """
+    def access(s: Arena, p: np.uint64, v: np.uint64, g: np.uint64) -> Result:
+        """Carry out the guest's access; return (outcome, value, now, then), P_NOW and P_STATE not set."""
         operation = s[g + G_OPERATION]
         register = s[g + G_REGISTER]
+        counting = s[p + HW_HOST_SLOTS]
         now = s[p + P_NOW]
         exits_ns = U0
         if intercepts:

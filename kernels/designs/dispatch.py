@@ -27,7 +27,6 @@ Result = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 '''
 _ACCESS = ("set_msr", "get_msr", "rdpmc", "trigger_event", "vm_entry", "vm_exit")
 """What an access is made of, in the order of `access_kernel`'s parameters."""
-_ACCESS_ANNOTATED = "s: Arena, p: np.uint64, v: np.uint64, g: np.uint64, counting: np.uint64"
 _PARAMETERS = "s, v, p, index, value, now"
 _ANNOTATED = "s: Arena, v: np.uint64, p: np.uint64, index: np.uint64, value: np.uint64, now: np.uint64"
 
@@ -42,7 +41,7 @@ def source(names: list[str]) -> str:
     for name in names:
         parts = ", ".join(f"{name}_{function}" for function in _ACCESS)
         lines.append(f"{name}_access = access_kernel({parts}, intercepts={name}_INTERCEPTS)")
-    lines += _switch("access", names, _ACCESS_ANNOTATED, "s, p, v, g, counting")
+    lines += _switch("access", names, "s: Arena, p: np.uint64, v: np.uint64, g: np.uint64", "s, p, v, g")
     for function in FUNCTIONS:
         lines += _switch(function, names, _ANNOTATED, _PARAMETERS)
     return "\n".join(lines) + "\n"

@@ -7,11 +7,9 @@ import numpy as np
 
 from vpmu.kernels.columns import (
     HW_ARMED,
-    HW_COUNTER,
     HW_CPL,
     HW_HOST_SLOTS,
     HW_KIND,
-    HW_MASK,
     P_BUS_RATE,
     P_CAUSES,
     P_CORE_RATE,
@@ -75,10 +73,6 @@ CAUSE_SAVE = U64(11)
 CAUSE_PMI = U64(12)
 CAUSE_TOOLS = U64(13)
 
-LATER_NS = U64(1 << 17)
-"""How much host code of a guest's turn is counted in one piece at most, if counts_later()."""
-_FAR = U64(1 << 30)
-"""More than twice LATER_NS retires of any event: 64 a cycle, 64 cycles a nanosecond at most."""
 _COLUMNS = U64(COST_COLUMNS)
 
 
@@ -149,15 +143,14 @@ def spend(s: Arena, p: np.uint64, cause: np.uint64, ns: np.uint64) -> None:
 def pass_time(s: Arena, p: np.uint64, now: np.uint64, ns: np.uint64, counting: np.uint64) -> np.uint64:
     """Let host code run from ``now`` for ``ns``, as spend() does, and return when it ends.
 
-    The clock's word is left alone; booking the time is the caller's, and so is knowing the slots that may
-    count host code, HW_HOST_SLOTS, without those that it counts later.
+    The clock's word is left alone where nothing comes in between; booking the time is the caller's, and so is
+    knowing the slots that may count host code, HW_HOST_SLOTS.
     """
     end = now + ns
-    if s[p + P_IRQ_AT] < end:
-        end = _interrupted(s, p, end)
-    active = s[p + HW_ARMED] & counting
-    if active != U0:
-        _count_host(s, p, active, now, end)
+    if s[p + P_IRQ_AT] < end or s[p + HW_ARMED] & counting != U0:
+        s[p + P_NOW] = now
+        _spend(s, p, end)
+        return s[p + P_NOW]
     return end
 
 
@@ -165,19 +158,12 @@ def pass_time(s: Arena, p: np.uint64, now: np.uint64, ns: np.uint64, counting: n
 def _spend(s: Arena, p: np.uint64, end: np.uint64) -> None:
     """Let host code run that is interrupted, or counted."""
     start = s[p + P_NOW]
-    end = _interrupted(s, p, end)
+    while s[p + P_IRQ_AT] < end:
+        end += interrupt(s, p)
     s[p + P_NOW] = end
     active = host_active(s, p)
     if active != U0:
         _count_host(s, p, active, start, end)
-
-
-@kernel
-def _interrupted(s: Arena, p: np.uint64, end: np.uint64) -> np.uint64:
-    """Return when host code ends that would end at ``end``, but for the interrupts that come before."""
-    while s[p + P_IRQ_AT] < end:
-        end += interrupt(s, p)
-    return end
 
 
 @kernel
@@ -187,32 +173,6 @@ def host_active(s: Arena, p: np.uint64) -> np.uint64:
     Between the load of a guest's GLOBAL_CTRL and the guest the host's value still holds.
     """
     return s[p + HW_ARMED] & s[p + HW_HOST_SLOTS]
-
-
-@kernel
-def counts_later(s: Arena, p: np.uint64) -> bool:
-    """Return whether host code of a guest's accesses may be counted in one piece, up to LATER_NS of it.
-
-    So it is if no counter that is on in the host overflows within that time, whatever it counts, and the
-    guest does not read the hardware's counters itself.
-    """
-    left = host_active(s, p)
-    if s[p + P_INTERCEPTS] == U0:
-        return False
-    while left != U0:
-        slot = lowest_bit(left)
-        left &= left - U1
-        if s[p + HW_COUNTER + slot] + _FAR > s[p + HW_MASK]:
-            return False
-    return True
-
-
-@inlined
-def count_host(s: Arena, p: np.uint64, start: np.uint64, end: np.uint64) -> None:
-    """Let counters count host code that has passed uncounted."""
-    active = host_active(s, p)
-    if active != U0 and start != end:
-        _count_host(s, p, active, start, end)
 
 
 @kernel

@@ -27,7 +27,7 @@ from tests.truth.machines import (
     words,
 )
 from tests.truth.scenarios import random_scenario
-from vpmu.actors.local import drain_log, run_machine
+from vpmu.actors.local import drain_log
 from vpmu.actors.machine import Machine
 from vpmu.errors import UserError
 from vpmu.kernels import columns as col
@@ -171,27 +171,6 @@ def pinned_of_host(made: Machine, pcpu: int) -> list[int]:
     context = word(made, pcpu + int(col.P_CPU_HW), col.U_CPU_CONTEXT)
     events = words(made, context, col.C_EVENTS, word(made, context, col.C_COUNT))
     return [e for e in events if word(made, e, col.E_STATE) == 2 and word(made, e, col.E_FLAGS) & 1]
-
-
-def host_count(design: str, nearer: int) -> tuple[int, str]:
-    """Return what a host's watchdog has counted after a while in which it was nearer to its overflow, and the
-    digest.
-    """
-    made = machine(crowded([], watchdog=True), design)
-    run_machine(made, None, 20_000_000)
-    pcpu = made.pcpus[0].offset
-    (watchdog,) = pinned_of_host(made, pcpu)
-    counter = pcpu + int(col.HW_COUNTER) + word(made, watchdog, col.E_SLOT)
-    made.arena[counter] += U64(nearer)
-    run_machine(made, None, 100_000_000)
-    return int(made.arena[counter]) - nearer, digest(made)
-
-
-@pytest.mark.parametrize("design", ["legacy", "optimized"])
-def test_host_code_counted_in_one_piece_is_counted_access_by_access(design: str) -> None:
-    """Host code between a guest's accesses is counted at once, unless a counter is close to its overflow."""
-    far = host_count(design, 0)
-    assert far == host_count(design, (1 << 48) - far[0] - (1 << 29))
 
 
 @pytest.mark.parametrize("design", ["legacy", "optimized"])
